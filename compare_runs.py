@@ -1,0 +1,233 @@
+"""Compare evaluated runs: one table and two pictures.
+
+    python compare_runs.py                                  # everything in results/
+    python compare_runs.py a_metrics.json other_results     # these files and folders only
+
+Reads   results/*_metrics.json and, where it still exists, the training log in each run's adapter folder
+Writes  results.md, pass_vs_length.png and learning_curves.png (REINFORCE and PPO) in --results_dir
+"""
+import argparse
+import json
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")  # draws without a display
+import matplotlib.pyplot as plt  # noqa: E402
+
+REQUIRED = {"exp_name": str, "num_tasks": int, "num_pass": int, "pass_at_1": float, "avg_gen_len": float}
+OPTIONAL = {"method": str, "model_path": str, "data_path": str, "pass_at_1_truncated": float}
+METHODS = {"base": "s", "SFT": "D", "REINFORCE": "^", "PPO": "o"}  # in the order of the rows: marker
+LOGS = {  # method: file in the adapter folder, its fields for the learning curves
+    "SFT": ("sft_train_log.jsonl",),
+    "REINFORCE": ("rl_train_log.jsonl", "base_reward", "gen_len"),
+    "PPO": ("ppo_train_log.jsonl", "avg_base_reward", "avg_gen_len"),
+}
+RANGES = (("num_tasks", 1, 1e9), ("pass_at_1", 0, 1), ("pass_at_1_truncated", 0, 1), ("avg_gen_len", 0, 1e9))
+HEADER = ("model", "method", "pass@1 raw", "pass@1 truncated", "passed / tasks", "average length (tokens)",
+          "wall time (training)")
+COLORS = plt.get_cmap("tab10").colors
+
+
+# ---- reading ----
+def read_metrics(path):
+    """One metrics file as a dict, with None for optional fields it lacks; SystemExit if it is broken."""
+    field = "the file"
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        for field, kind in {**REQUIRED, **OPTIONAL}.items():
+            run[field] = None if field in OPTIONAL and run.get(field) is None else kind(run[field])
+        for field, low, high in RANGES:
+            if run[field] is not None and not low <= run[field] <= high:  # NaN is in no range
+                raise ValueError(f"{run[field]} is not between {low} and {high:g}")
+    except (OSError, LookupError, TypeError, ValueError, OverflowError) as error:
+        raise SystemExit(f"{path}: {field} is missing or broken ({type(error).__name__}: {error}). "
+                         "Evaluate that run again or move the file away.")
+    return run
+
+
+def read_log(run):
+    """The records of the run's training log; none for the base model or where the folder has moved."""
+    try:
+        path = Path(run["model_path"]) / LOGS[run["method"]][0]
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except (KeyError, OSError, TypeError):
+        return []
+    records = []
+    for line in lines:
+        try:
+            records.append(dict(json.loads(line)))
+        except (TypeError, ValueError):  # half-written: the training still runs, or was killed here
+            continue
+    return records
+
+
+def is_number(value):
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+# ---- table ----
+def duration(seconds):
+    """m:ss, or h:mm:ss from one hour on."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def table_row(run, log):
+    """The cells of one run, in the order of HEADER; "-" where the files do not say."""
+    truncated = run["pass_at_1_truncated"]
+    seconds = log[-1].get("seconds") if log else None
+    return (
+        run["exp_name"],
+        run["method"] or "-",
+        f"{100 * run['pass_at_1']:.1f} %",
+        "-" if truncated is None else f"{100 * truncated:.1f} %",
+        f"{run['num_pass']} / {run['num_tasks']}",
+        f"{run['avg_gen_len']:.1f}",
+        duration(seconds) if is_number(seconds) else "-",
+    )
+
+
+def markdown_table(rows):
+    """Aligned, so that it reads well on a terminal too: names to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(HEADER, *rows)]
+    aligns = "<<" + ">" * (len(HEADER) - 2)
+    rule = ["-" * width if align == "<" else "-" * (width - 1) + ":" for width, align in zip(widths, aligns)]
+    return "\n".join(
+        "| " + " | ".join(f"{cell:{align}{width}}" for cell, align, width in zip(row, aligns, widths)) + " |"
+        for row in [HEADER, rule, *rows]
+    )
+
+
+def notes(runs):
+    """What a reader must know before comparing two rows."""
+    lines = []
+    for field in ("data_path", "num_tasks"):
+        values = sorted({run[field] for run in runs if run[field] is not None})
+        if len(values) > 1:
+            lines.append(f"Warning: these runs are not comparable, {field} differs: {values}.")
+    sizes = " or ".join(str(n) for n in sorted({run["num_tasks"] for run in runs}))
+    error = max(math.sqrt(run["pass_at_1"] * (1 - run["pass_at_1"]) / run["num_tasks"]) for run in runs)
+    lines.append(f"With {sizes} tasks one pass@1 carries a standard error of about {100 * error:.1f} points "
+                 "(sqrt(p (1 - p) / n), largest row): do not read anything into smaller differences.")
+    return "\n\n".join(lines)
+
+
+# ---- pictures ----
+def legend_name(i, run):
+    """Begins with the number of the run: matplotlib hides names that begin with "_". "$" would be maths."""
+    return f"{i + 1}  {run['exp_name']}".replace("$", r"\$")
+
+
+def finish(figure, path):
+    """Light grid, and the legend outside on the right, where it hides no point."""
+    for axes in figure.axes:
+        axes.grid(color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=8)
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
+
+
+def place_label(spot, taken, scale):
+    """First place around spot (pixels) that is 11 points clear of all in taken; the offset in points."""
+    for radius in (14, 21, 29, 38):
+        for angle in np.arange(0, 2 * np.pi, np.pi / 4):
+            offset = radius * np.array([np.cos(angle), np.sin(angle)])
+            if all(math.dist(spot + scale * offset, other) > 11 * scale for other in taken):
+                taken.append(spot + scale * offset)
+                return offset
+    return offset  # too crowded: better on top of something than missing
+
+
+def plot_pass_vs_length(runs, path):
+    """One filled marker per run (raw), joined to a hollow one (truncated); numbers refer to the legend."""
+    figure, axes = plt.subplots(figsize=(6.5, 4.5), dpi=150)
+    lengths = np.array([run["avg_gen_len"] for run in runs])
+    raws = np.array([100 * run["pass_at_1"] for run in runs])
+    cuts = np.array([raw if run["pass_at_1_truncated"] is None else 100 * run["pass_at_1_truncated"]
+                     for run, raw in zip(runs, raws)])
+    for values, set_limits in ((lengths, axes.set_xlim), (np.append(raws, cuts), axes.set_ylim)):
+        pad = max(0.12 * np.ptp(values), 3)  # 3 tokens or points, where all values are equal
+        set_limits(values.min() - pad, values.max() + pad)
+
+    spots, tops = (axes.transData.transform(np.stack([lengths, y], axis=1)) for y in (raws, cuts))  # pixels
+    scale = figure.dpi / 72  # pixels per point
+    taken = list(np.linspace(spots, tops, 30).reshape(-1, 2))  # no label on a marker or a joining line
+    for i, (run, x, raw, cut) in enumerate(zip(runs, lengths, raws, cuts)):
+        color = COLORS[i % len(COLORS)]
+        style = {"marker": METHODS.get(run["method"], "X"), "color": color, "linestyle": "none"}
+        # Of several runs in one spot the first are drawn larger, so that each still shows as a ring.
+        size = 7 + 4 * sum(math.dist(spots[i], later) < 8 for later in spots[i + 1:])
+        if run["pass_at_1_truncated"] is not None:
+            axes.plot([x, x], [raw, cut], color=color, linewidth=0.8)
+            axes.plot(x, cut, markerfacecolor="none", markersize=size + 3, **style)
+        axes.plot(x, raw, markeredgecolor="white", markersize=size, **style)
+        axes.plot([], [], label=legend_name(i, run), **style)
+        axes.annotate(str(i + 1), (x, raw), place_label(spots[i], taken, scale), textcoords="offset points",
+                      ha="center", va="center", color=color, fontsize=9, fontweight="bold",
+                      arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkB": 0})
+    axes.plot([], [], "o", color="grey", label="filled: raw")
+    axes.plot([], [], "o", color="grey", markerfacecolor="none", label="hollow: truncated")
+    axes.set_xlabel("average completion length (tokens)")
+    axes.set_ylabel("pass@1 (%)")
+    finish(figure, path)
+
+
+def plot_learning_curves(runs, logs, path):
+    """Pass rate and length of the completions sampled in training, over the number of completions."""
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(6.5, 6), dpi=150, sharex=True)
+    for i, (run, log) in enumerate(zip(runs, logs)):
+        fields = LOGS.get(run["method"], ())[1:]
+        log = [record for record in log if all(is_number(record.get(field)) for field in fields)]
+        samples = np.cumsum([record.get("batch_size", 1) for record in log])
+        window = math.ceil(len(log) / 10)
+        for axes, field, unit in zip((top, bottom), fields if log else (), (100, 1)):
+            raw = [unit * record[field] for record in log]
+            smooth = np.convolve(raw, np.ones(window) / window, "valid")  # (len(log) - window + 1,)
+            style = {"color": COLORS[i % len(COLORS)], "marker": "o" if len(log) == 1 else None}
+            axes.plot(samples, raw, linewidth=0.7, alpha=0.25, **style)
+            axes.plot(samples[window - 1:], smooth, linewidth=1.8, label=legend_name(i, run), **style)
+    if not top.lines:
+        print(f"No REINFORCE or PPO training log found: {path} not drawn.")
+        return
+    top.set_title("faint: single updates, bold: moving average over a tenth of the run", fontsize=9)
+    top.set_ylabel("pass rate (%)")
+    bottom.set_ylabel("average length (tokens)")
+    bottom.set_xlabel("sampled completions")
+    bottom.set_xlim(left=0)
+    for axes in (top, bottom):
+        axes.set_ylim(bottom=0)
+    finish(figure, path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Table and pictures of all evaluated runs.")
+    parser.add_argument("paths", nargs="*", help="*_metrics.json files or folders (default: results_dir)")
+    parser.add_argument("--results_dir", default="results", help="where to write (default: %(default)s)")
+    args = parser.parse_args()
+
+    sources = [Path(path) for path in args.paths or [args.results_dir]]
+    files = []
+    for path in sources:
+        files += [path] if path.suffix == ".json" else sorted(path.glob("*_metrics.json"))
+    if not files:
+        raise SystemExit(f"No *_metrics.json in {', '.join(map(str, sources))}: run eval_humaneval.py first.")
+    runs = [read_metrics(file) for file in files]
+    runs.sort(key=lambda run: ((*METHODS, run["method"]).index(run["method"]), run["exp_name"]))
+    logs = [read_log(run) for run in runs]
+    text = markdown_table([table_row(run, log) for run, log in zip(runs, logs)]) + "\n\n" + notes(runs)
+    print(text)
+
+    results_dir = Path(args.results_dir)
+    try:
+        results_dir.mkdir(parents=True, exist_ok=True)
+        (results_dir / "results.md").write_text(text + "\n", encoding="utf-8")
+        plot_pass_vs_length(runs, results_dir / "pass_vs_length.png")
+        plot_learning_curves(runs, logs, results_dir / "learning_curves.png")
+    except OSError as error:
+        raise SystemExit(f"Cannot write to {results_dir}: {error.strerror}. Choose another --results_dir.")

@@ -1,0 +1,250 @@
+"""compare_runs.py: hand-computed table, notes and curves, labels that do not overlap, every refusal."""
+import json
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.text import Annotation, Text
+
+import compare_runs
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def metrics(folder, name, **changes):
+    """Write one metrics file; a field set to None is left out."""
+    run = {
+        "exp_name": name, "model_path": str(folder / "adapters" / name), "is_lora": True, "method": "SFT",
+        "num_tasks": 100, "num_pass": 50, "pass_at_1": 0.5, "avg_gen_len": 80.04,
+        "num_pass_truncated": 60, "pass_at_1_truncated": 0.6, "data_path": "data/test.jsonl", **changes,
+    }
+    results = folder / "results"
+    results.mkdir(exist_ok=True)
+    path = results / f"{name}_metrics.json"
+    path.write_text(json.dumps({key: value for key, value in run.items() if value is not None}))
+    return path
+
+
+def log(folder, name, file, *records, tail=""):
+    adapter = folder / "adapters" / name
+    adapter.mkdir(parents=True)
+    (adapter / file).write_text("".join(json.dumps(record) + "\n" for record in records) + tail)
+
+
+def compare(folder, *arguments):
+    command = [sys.executable, str(ROOT / "compare_runs.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def cells(text):
+    """The table's rows below header and rule, as lists of cells."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1, "not aligned"
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def assert_refused(done, *words):
+    assert done.returncode != 0
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def assert_picture(path):
+    pixels = plt.imread(path)  # (height, width, 4)
+    assert pixels.shape[0] > 400 and pixels.shape[1] > 600
+    assert (pixels[..., :3].min(axis=-1) < 0.9).mean() > 0.01, "nearly blank"
+
+
+@pytest.fixture
+def four_runs(tmp_path):
+    """Written in an order that is neither that of the table nor that of the alphabet."""
+    metrics(tmp_path, "a_ppo", method="PPO", num_pass=40, pass_at_1=0.4)  # its folder has moved
+    metrics(tmp_path, "z_rl", method="REINFORCE", num_pass=7, pass_at_1=0.07)
+    metrics(tmp_path, "b_rl", method="REINFORCE", num_pass=30, pass_at_1=0.3)
+    metrics(tmp_path, "sft")
+    metrics(tmp_path, "zero", method="base", is_lora=False, model_path="some/hub-name", num_pass=15,
+            pass_at_1=0.15, avg_gen_len=256)
+    log(tmp_path, "sft", "sft_train_log.jsonl", {"step": 1, "seconds": 3.0}, {"step": 2, "seconds": 61.4})
+    log(tmp_path, "z_rl", "rl_train_log.jsonl",
+        {"base_reward": 0.25, "gen_len": 90, "batch_size": 4, "seconds": 9},
+        {"base_reward": 0.5, "gen_len": 70, "batch_size": 4, "seconds": 3725},
+        tail='{"base_reward": 1.0, "sec')
+    return tmp_path
+
+
+def test_table(four_runs):
+    done = compare(four_runs)
+    assert done.returncode == 0, done.stderr
+    assert cells(done.stdout) == [
+        ["zero", "base", "15.0 %", "60.0 %", "15 / 100", "256.0", "-"],
+        ["sft", "SFT", "50.0 %", "60.0 %", "50 / 100", "80.0", "1:01"],
+        ["b_rl", "REINFORCE", "30.0 %", "60.0 %", "30 / 100", "80.0", "-"],
+        ["z_rl", "REINFORCE", "7.0 %", "60.0 %", "7 / 100", "80.0", "1:02:05"],
+        ["a_ppo", "PPO", "40.0 %", "60.0 %", "40 / 100", "80.0", "-"],
+    ]
+    assert "With 100 tasks" in done.stdout
+    assert "about 5.0 points" in done.stdout  # sqrt(0.5 * 0.5 / 100)
+    assert "Warning" not in done.stdout
+    written = (four_runs / "results/results.md").read_text()
+    assert cells(written) == cells(done.stdout)
+    assert "about 5.0 points" in written
+    assert_picture(four_runs / "results/pass_vs_length.png")
+    assert_picture(four_runs / "results/learning_curves.png")
+
+
+def test_files_and_folders_as_arguments(four_runs):
+    other = four_runs / "other"
+    other.mkdir()
+    metrics(other, "elsewhere")
+    done = compare(four_runs, "results/sft_metrics.json", "other/results", "--results_dir", "new/out")
+    assert [row[0] for row in cells(done.stdout)] == ["elsewhere", "sft"]
+    written = sorted(path.name for path in (four_runs / "new/out").iterdir())
+    assert written == ["pass_vs_length.png", "results.md"]
+    assert "learning_curves.png not drawn" in done.stdout
+
+
+def test_optional_fields_may_be_missing(tmp_path):
+    """With only the five fields of a foreign file; two such runs in one spot, one with a foreign method."""
+    few = {"model_path": None, "is_lora": None, "method": None, "num_pass_truncated": None,
+           "pass_at_1_truncated": None, "data_path": None}
+    metrics(tmp_path, "_under$^$", **few)
+    metrics(tmp_path, "other", **{**few, "method": "DPO"})
+    done = compare(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert cells(done.stdout)[0] == ["_under$^$", "-", "50.0 %", "-", "50 / 100", "80.0", "-"]
+    assert cells(done.stdout)[1][:2] == ["other", "DPO"]
+    assert_picture(tmp_path / "results/pass_vs_length.png")
+
+
+def test_log_without_its_half_written_line(four_runs):
+    run = compare_runs.read_metrics(four_runs / "results/z_rl_metrics.json")
+    assert [record["seconds"] for record in compare_runs.read_log(run)] == [9, 3725]
+
+
+@pytest.mark.parametrize("text", ["", '{"seconds": "soon"}\n', '{"seconds": NaN}\n', "[1, 2]\n", "{}\n"])
+def test_log_without_time(tmp_path, text):
+    metrics(tmp_path, "ppo", method="PPO")
+    log(tmp_path, "ppo", "ppo_train_log.jsonl", tail=text)
+    run = compare_runs.read_metrics(tmp_path / "results/ppo_metrics.json")
+    assert compare_runs.table_row(run, compare_runs.read_log(run))[-1] == "-"
+
+
+@pytest.mark.parametrize("seconds, text", [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00"),
+                                           (90061, "25:01:01")])
+def test_duration(seconds, text):
+    assert compare_runs.duration(seconds) == text
+
+
+@pytest.mark.parametrize("change, word", [({"data_path": "data/train.jsonl"}, "data_path"),
+                                          ({"num_tasks": 400}, "num_tasks")])
+def test_runs_that_cannot_be_compared(tmp_path, change, word):
+    paths = [metrics(tmp_path, "a", pass_at_1=0.1), metrics(tmp_path, "b", **change)]
+    warning, error = compare_runs.notes([compare_runs.read_metrics(path) for path in paths]).split("\n\n")
+    assert warning.startswith("Warning: these runs are not comparable") and word in warning
+    # a: sqrt(0.1 * 0.9 / 100) = 3.0 points; b: sqrt(0.25 / 100) = 5.0 or sqrt(0.25 / 400) = 2.5
+    assert ("3.0 points" if word == "num_tasks" else "5.0 points") in error
+    assert ("With 100 or 400 tasks" if word == "num_tasks" else "With 100 tasks") in error
+
+
+def test_no_metrics(tmp_path):
+    (tmp_path / "results").mkdir()
+    assert_refused(compare(tmp_path), "results", "eval_humaneval.py")
+    assert_refused(compare(tmp_path, "--results_dir", "absent"), "absent", "eval_humaneval.py")
+
+
+@pytest.mark.parametrize("change, word", [
+    ({"num_pass": None}, "num_pass"),
+    ({"avg_gen_len": "long"}, "avg_gen_len"),
+    ({"avg_gen_len": float("nan")}, "avg_gen_len"),
+    ({"pass_at_1": 15.2}, "pass_at_1"),
+    ({"pass_at_1_truncated": "x"}, "pass_at_1_truncated"),
+    ({"num_tasks": 0}, "num_tasks"),
+])
+def test_broken_field(tmp_path, change, word):
+    path = metrics(tmp_path, "bad", **change)
+    with pytest.raises(SystemExit, match=rf"^.*bad_metrics\.json: {word} is missing or broken.*$"):
+        compare_runs.read_metrics(path)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"exp_name": "a"', b"[]", b"null", b"\xff\xfe"])
+def test_broken_file(tmp_path, content):
+    path = tmp_path / "bad_metrics.json"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit, match="bad_metrics.json"):
+        compare_runs.read_metrics(path)
+
+
+def test_errors_on_the_command_line(tmp_path):
+    metrics(tmp_path, "good")
+    assert_refused(compare(tmp_path, "absent_metrics.json"), "absent_metrics.json", "No such file")
+    done = compare(tmp_path, "results", "--results_dir", "results/good_metrics.json")
+    assert_refused(done, "Cannot write", "--results_dir")
+    (tmp_path / "results/bad_metrics.json").write_text('{"exp_name": ')
+    assert_refused(compare(tmp_path), "bad_metrics.json")
+
+
+def run_of(name, **changes):
+    return {"exp_name": name, "method": "PPO", "num_tasks": 10, "num_pass": 5, "pass_at_1": 0.5,
+            "pass_at_1_truncated": None, "avg_gen_len": 80.0, "model_path": None, "data_path": None,
+            **changes}
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures as they would be saved."""
+    caught = []
+    monkeypatch.setattr(compare_runs, "finish", lambda figure, path: caught.append(figure))
+    yield caught
+    plt.close("all")
+
+
+def test_learning_curves(figures):
+    """20 updates make a window of 2; the batch size may change, and counts 1 where the log lacks it."""
+    ppo = [{"avg_base_reward": k % 2, "avg_gen_len": 10 * k, "batch_size": 4 if k < 10 else 8}
+           for k in range(20)]
+    broken = [{"avg_base_reward": None, "avg_gen_len": 1, "batch_size": 4}]
+    rl = [{"base_reward": 0.5, "gen_len": 30}] * 3
+    runs = [run_of("base", method="base"), run_of("ppo"), run_of("rl", method="REINFORCE")]
+    compare_runs.plot_learning_curves(runs, [[], ppo + broken, rl], "unused.png")
+    top, bottom = figures[0].axes
+    raw, smooth, rl_raw, rl_smooth = top.lines
+    assert list(raw.get_xdata()[[0, 9, 10, 19]]) == [4, 40, 48, 120]
+    assert list(raw.get_ydata()[:3]) == [0, 100, 0]
+    assert list(smooth.get_ydata()) == [50] * 19
+    assert list(smooth.get_xdata()) == list(raw.get_xdata()[1:])
+    assert list(rl_raw.get_xdata()) == [1, 2, 3]
+    assert list(bottom.lines[1].get_ydata()[:2]) == [5, 15]
+    assert raw.get_color() == smooth.get_color() != rl_raw.get_color()
+    assert [smooth.get_label(), rl_smooth.get_label()] == ["2  ppo", "3  rl"]
+
+
+@pytest.mark.parametrize("runs", [
+    [run_of("one")],
+    [run_of(f"same {i}", pass_at_1_truncated=0.5) for i in range(8)],
+    [run_of(f"near {i}", avg_gen_len=80.0 + i / 9, pass_at_1_truncated=0.0) for i in range(8)]
+    + [run_of("far", avg_gen_len=250.0, pass_at_1=1.0)],
+])
+def test_labels_do_not_overlap(figures, runs):
+    compare_runs.plot_pass_vs_length(runs, "unused.png")
+    axes = figures[0].axes[0]
+    labels = [child for child in axes.get_children() if isinstance(child, Annotation)]
+    assert [label.get_text() for label in labels] == [str(i + 1) for i in range(len(runs))]
+    figures[0].canvas.draw()
+    boxes = [Text.get_window_extent(label) for label in labels]  # without the thin line to the marker
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    spots = axes.transData.transform([(run["avg_gen_len"], 100 * run["pass_at_1"]) for run in runs])
+    assert not any(box.contains(*spot) for box in boxes for spot in spots)
+
+
+def test_markers_of_one_run(figures):
+    compare_runs.plot_pass_vs_length([run_of("a", pass_at_1_truncated=0.0)], "unused.png")
+    axes = figures[0].axes[0]
+    markers = [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    drawn = {line.get_markerfacecolor() == "none": (*line.get_xdata(), *line.get_ydata()) for line in markers}
+    assert drawn == {True: (80, 0), False: (80, 50)}  # hollow: truncated, filled: raw
+    assert axes.get_ylim()[0] < 0
