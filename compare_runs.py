@@ -6,6 +6,7 @@
 Reads   results/*_metrics.json and, where it still exists, the training log in each run's adapter folder
 Writes  results.md, pass_vs_length.png and learning_curves.png (REINFORCE and PPO) in --results_dir
 """
+
 import argparse
 import json
 import math
@@ -26,8 +27,15 @@ LOGS = {  # method: file in the adapter folder, its fields for the learning curv
     "PPO": ("ppo_train_log.jsonl", "avg_base_reward", "avg_gen_len"),
 }
 RANGES = (("num_tasks", 1, 1e9), ("pass_at_1", 0, 1), ("pass_at_1_truncated", 0, 1), ("avg_gen_len", 0, 1e9))
-HEADER = ("model", "method", "pass@1 raw", "pass@1 truncated", "passed / tasks", "average length (tokens)",
-          "wall time (training)")
+HEADER = (
+    "model",
+    "method",
+    "pass@1 raw",
+    "pass@1 truncated",
+    "passed / tasks",
+    "average length (tokens)",
+    "wall time (training)",
+)
 COLORS = plt.get_cmap("tab10").colors
 
 
@@ -43,8 +51,10 @@ def read_metrics(path):
             if run[field] is not None and not low <= run[field] <= high:  # NaN is in no range
                 raise ValueError(f"{run[field]} is not between {low} and {high:g}")
     except (OSError, LookupError, TypeError, ValueError, OverflowError) as error:
-        raise SystemExit(f"{path}: {field} is missing or broken ({type(error).__name__}: {error}). "
-                         "Evaluate that run again or move the file away.")
+        raise SystemExit(
+            f"{path}: {field} is missing or broken ({type(error).__name__}: {error}). "
+            "Evaluate that run again or move the file away."
+        )
     return run
 
 
@@ -111,8 +121,10 @@ def notes(runs):
             lines.append(f"Warning: these runs are not comparable, {field} differs: {values}.")
     sizes = " or ".join(str(n) for n in sorted({run["num_tasks"] for run in runs}))
     error = max(math.sqrt(run["pass_at_1"] * (1 - run["pass_at_1"]) / run["num_tasks"]) for run in runs)
-    lines.append(f"With {sizes} tasks one pass@1 carries a standard error of about {100 * error:.1f} points "
-                 "(sqrt(p (1 - p) / n), largest row): do not read anything into smaller differences.")
+    lines.append(
+        f"With {sizes} tasks one pass@1 carries a standard error of about {100 * error:.1f} points "
+        "(sqrt(p (1 - p) / n), largest row): do not read anything into smaller differences."
+    )
     return "\n\n".join(lines)
 
 
@@ -149,8 +161,12 @@ def plot_pass_vs_length(runs, path):
     figure, axes = plt.subplots(figsize=(6.5, 4.5), dpi=150)
     lengths = np.array([run["avg_gen_len"] for run in runs])
     raws = np.array([100 * run["pass_at_1"] for run in runs])
-    cuts = np.array([raw if run["pass_at_1_truncated"] is None else 100 * run["pass_at_1_truncated"]
-                     for run, raw in zip(runs, raws)])
+    cuts = np.array(
+        [
+            raw if run["pass_at_1_truncated"] is None else 100 * run["pass_at_1_truncated"]
+            for run, raw in zip(runs, raws)
+        ]
+    )
     for values, set_limits in ((lengths, axes.set_xlim), (np.append(raws, cuts), axes.set_ylim)):
         pad = max(0.12 * np.ptp(values), 3)  # 3 tokens or points, where all values are equal
         set_limits(values.min() - pad, values.max() + pad)
@@ -162,15 +178,24 @@ def plot_pass_vs_length(runs, path):
         color = COLORS[i % len(COLORS)]
         style = {"marker": METHODS.get(run["method"], "X"), "color": color, "linestyle": "none"}
         # Of several runs in one spot the first are drawn larger, so that each still shows as a ring.
-        size = 7 + 4 * sum(math.dist(spots[i], later) < 8 for later in spots[i + 1:])
+        size = 7 + 4 * sum(math.dist(spots[i], later) < 8 for later in spots[i + 1 :])
         if run["pass_at_1_truncated"] is not None:
             axes.plot([x, x], [raw, cut], color=color, linewidth=0.8)
             axes.plot(x, cut, markerfacecolor="none", markersize=size + 3, **style)
         axes.plot(x, raw, markeredgecolor="white", markersize=size, **style)
         axes.plot([], [], label=legend_name(i, run), **style)
-        axes.annotate(str(i + 1), (x, raw), place_label(spots[i], taken, scale), textcoords="offset points",
-                      ha="center", va="center", color=color, fontsize=9, fontweight="bold",
-                      arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkB": 0})
+        axes.annotate(
+            str(i + 1),
+            (x, raw),
+            place_label(spots[i], taken, scale),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            color=color,
+            fontsize=9,
+            fontweight="bold",
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkB": 0},
+        )
     axes.plot([], [], "o", color="grey", label="filled: raw")
     axes.plot([], [], "o", color="grey", markerfacecolor="none", label="hollow: truncated")
     axes.set_xlabel("average completion length (tokens)")
@@ -191,7 +216,7 @@ def plot_learning_curves(runs, logs, path):
             smooth = np.convolve(raw, np.ones(window) / window, "valid")  # (len(log) - window + 1,)
             style = {"color": COLORS[i % len(COLORS)], "marker": "o" if len(log) == 1 else None}
             axes.plot(samples, raw, linewidth=0.7, alpha=0.25, **style)
-            axes.plot(samples[window - 1:], smooth, linewidth=1.8, label=legend_name(i, run), **style)
+            axes.plot(samples[window - 1 :], smooth, linewidth=1.8, label=legend_name(i, run), **style)
     if not top.lines:
         print(f"No REINFORCE or PPO training log found: {path} not drawn.")
         return

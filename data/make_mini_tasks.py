@@ -4,7 +4,8 @@ A task is a combination (source, filter, mapping, reduction), for instance
 
     digits of n | that are odd | each squared | sum   ->   sum(x * x for x in map(int, str(n)) if x % 2 == 1)
 
-rendered like a HumanEval problem: signature, docstring with doctest examples, canonical solution, check(candidate).
+rendered like a HumanEval problem: signature, docstring with doctest examples, canonical solution and
+check(candidate).
 All combinations are shuffled once and dealt to four sides: test, dev, train, and the rest, of which
 pretrain_tiny_coder.py makes the text for the tiny base model. No combination stands on two sides, so what
 is solved on mini_test was composed, not recalled. Constants (the 3 in "greater than 3") do not make a new
@@ -136,7 +137,13 @@ REDUCTIONS = {
     "joined": ("a string that joins", "", "str", '"".join({})', '"".join({})'),
     "dashed": ("a string that joins with dashes", "", "str", '"-".join({})', '"-".join({})'),
 }
-FILTERS = {"int": INT_FILTERS, "char": CHAR_FILTERS, "word": WORD_FILTERS, "key": INT_FILTERS, "entry": INT_FILTERS}
+FILTERS = {
+    "int": INT_FILTERS,
+    "char": CHAR_FILTERS,
+    "word": WORD_FILTERS,
+    "key": INT_FILTERS,
+    "entry": INT_FILTERS,
+}
 MAPS = {"int": INT_MAPS, "char": CHAR_MAPS, "word": WORD_MAPS, "key": WORD_MAPS, "entry": INT_MAPS}
 NUMERIC_ONLY = ("sum", "max", "min")
 TEXT_ONLY = ("joined", "dashed")

@@ -9,6 +9,7 @@ Writes  humaneval_train.jsonl and humaneval_test.jsonl in --output_dir (default:
 HumanEval has no training split of its own. A model trained on the 131 may be compared with others
 on the 33 only, never on all 164.
 """
+
 import argparse
 import json
 import os
@@ -40,6 +41,7 @@ def download_tasks():
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the retries bury the one line that helps
     try:
         from datasets import load_dataset  # slow to import, and not needed with --source
+
         return list(load_dataset("openai/openai_humaneval", split="test"))
     except Exception as error:  # the hub libraries raise a dozen unrelated types when offline
         raise SystemExit(
@@ -71,8 +73,10 @@ if __name__ == "__main__":
             "Pass the complete HumanEval.jsonl.gz with --source."
         )
     if task_ids != [f"HumanEval/{i}" for i in range(NUM_TASKS)]:  # the split goes by position, not by name
-        print("Warning: the tasks are not HumanEval/0 ... 163 in order, so this is not the usual split.",
-              file=sys.stderr)
+        print(
+            "Warning: the tasks are not HumanEval/0 ... 163 in order, so this is not the usual split.",
+            file=sys.stderr,
+        )
 
     for name, indices in zip(("train", "test"), split_indices(NUM_TASKS)):
         path = Path(args.output_dir) / f"humaneval_{name}.jsonl"

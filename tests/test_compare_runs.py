@@ -1,4 +1,5 @@
 """compare_runs.py: hand-computed table, notes and curves, labels that do not overlap, every refusal."""
+
 import json
 import subprocess
 import sys
@@ -17,9 +18,18 @@ ROOT = Path(__file__).resolve().parents[1]
 def metrics(folder, name, **changes):
     """Write one metrics file; a field set to None is left out."""
     run = {
-        "exp_name": name, "model_path": str(folder / "adapters" / name), "is_lora": True, "method": "SFT",
-        "num_tasks": 100, "num_pass": 50, "pass_at_1": 0.5, "avg_gen_len": 80.04,
-        "num_pass_truncated": 60, "pass_at_1_truncated": 0.6, "data_path": "data/test.jsonl", **changes,
+        "exp_name": name,
+        "model_path": str(folder / "adapters" / name),
+        "is_lora": True,
+        "method": "SFT",
+        "num_tasks": 100,
+        "num_pass": 50,
+        "pass_at_1": 0.5,
+        "avg_gen_len": 80.04,
+        "num_pass_truncated": 60,
+        "pass_at_1_truncated": 0.6,
+        "data_path": "data/test.jsonl",
+        **changes,
     }
     results = folder / "results"
     results.mkdir(exist_ok=True)
@@ -66,13 +76,25 @@ def four_runs(tmp_path):
     metrics(tmp_path, "z_rl", method="REINFORCE", num_pass=7, pass_at_1=0.07)
     metrics(tmp_path, "b_rl", method="REINFORCE", num_pass=30, pass_at_1=0.3)
     metrics(tmp_path, "sft")
-    metrics(tmp_path, "zero", method="base", is_lora=False, model_path="some/hub-name", num_pass=15,
-            pass_at_1=0.15, avg_gen_len=256)
+    metrics(
+        tmp_path,
+        "zero",
+        method="base",
+        is_lora=False,
+        model_path="some/hub-name",
+        num_pass=15,
+        pass_at_1=0.15,
+        avg_gen_len=256,
+    )
     log(tmp_path, "sft", "sft_train_log.jsonl", {"step": 1, "seconds": 3.0}, {"step": 2, "seconds": 61.4})
-    log(tmp_path, "z_rl", "rl_train_log.jsonl",
+    log(
+        tmp_path,
+        "z_rl",
+        "rl_train_log.jsonl",
         {"base_reward": 0.25, "gen_len": 90, "batch_size": 4, "seconds": 9},
         {"base_reward": 0.5, "gen_len": 70, "batch_size": 4, "seconds": 3725},
-        tail='{"base_reward": 1.0, "sec')
+        tail='{"base_reward": 1.0, "sec',
+    )
     return tmp_path
 
 
@@ -109,8 +131,14 @@ def test_files_and_folders_as_arguments(four_runs):
 
 def test_optional_fields_may_be_missing(tmp_path):
     """With only the five fields of a foreign file; two such runs in one spot, one with a foreign method."""
-    few = {"model_path": None, "is_lora": None, "method": None, "num_pass_truncated": None,
-           "pass_at_1_truncated": None, "data_path": None}
+    few = {
+        "model_path": None,
+        "is_lora": None,
+        "method": None,
+        "num_pass_truncated": None,
+        "pass_at_1_truncated": None,
+        "data_path": None,
+    }
     metrics(tmp_path, "_under$^$", **few)
     metrics(tmp_path, "other", **{**few, "method": "DPO"})
     done = compare(tmp_path)
@@ -134,14 +162,16 @@ def test_log_without_time(tmp_path, text):
     assert compare_runs.table_row(run, compare_runs.read_log(run))[-1] == "-"
 
 
-@pytest.mark.parametrize("seconds, text", [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00"),
-                                           (90061, "25:01:01")])
+@pytest.mark.parametrize(
+    "seconds, text", [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00"), (90061, "25:01:01")]
+)
 def test_duration(seconds, text):
     assert compare_runs.duration(seconds) == text
 
 
-@pytest.mark.parametrize("change, word", [({"data_path": "data/train.jsonl"}, "data_path"),
-                                          ({"num_tasks": 400}, "num_tasks")])
+@pytest.mark.parametrize(
+    "change, word", [({"data_path": "data/train.jsonl"}, "data_path"), ({"num_tasks": 400}, "num_tasks")]
+)
 def test_runs_that_cannot_be_compared(tmp_path, change, word):
     paths = [metrics(tmp_path, "a", pass_at_1=0.1), metrics(tmp_path, "b", **change)]
     warning, error = compare_runs.notes([compare_runs.read_metrics(path) for path in paths]).split("\n\n")
@@ -157,14 +187,17 @@ def test_no_metrics(tmp_path):
     assert_refused(compare(tmp_path, "--results_dir", "absent"), "absent", "eval_humaneval.py")
 
 
-@pytest.mark.parametrize("change, word", [
-    ({"num_pass": None}, "num_pass"),
-    ({"avg_gen_len": "long"}, "avg_gen_len"),
-    ({"avg_gen_len": float("nan")}, "avg_gen_len"),
-    ({"pass_at_1": 15.2}, "pass_at_1"),
-    ({"pass_at_1_truncated": "x"}, "pass_at_1_truncated"),
-    ({"num_tasks": 0}, "num_tasks"),
-])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"num_pass": None}, "num_pass"),
+        ({"avg_gen_len": "long"}, "avg_gen_len"),
+        ({"avg_gen_len": float("nan")}, "avg_gen_len"),
+        ({"pass_at_1": 15.2}, "pass_at_1"),
+        ({"pass_at_1_truncated": "x"}, "pass_at_1_truncated"),
+        ({"num_tasks": 0}, "num_tasks"),
+    ],
+)
 def test_broken_field(tmp_path, change, word):
     path = metrics(tmp_path, "bad", **change)
     with pytest.raises(SystemExit, match=rf"^.*bad_metrics\.json: {word} is missing or broken.*$"):
@@ -189,9 +222,18 @@ def test_errors_on_the_command_line(tmp_path):
 
 
 def run_of(name, **changes):
-    return {"exp_name": name, "method": "PPO", "num_tasks": 10, "num_pass": 5, "pass_at_1": 0.5,
-            "pass_at_1_truncated": None, "avg_gen_len": 80.0, "model_path": None, "data_path": None,
-            **changes}
+    return {
+        "exp_name": name,
+        "method": "PPO",
+        "num_tasks": 10,
+        "num_pass": 5,
+        "pass_at_1": 0.5,
+        "pass_at_1_truncated": None,
+        "avg_gen_len": 80.0,
+        "model_path": None,
+        "data_path": None,
+        **changes,
+    }
 
 
 @pytest.fixture
@@ -205,8 +247,9 @@ def figures(monkeypatch):
 
 def test_learning_curves(figures):
     """20 updates make a window of 2; the batch size may change, and counts 1 where the log lacks it."""
-    ppo = [{"avg_base_reward": k % 2, "avg_gen_len": 10 * k, "batch_size": 4 if k < 10 else 8}
-           for k in range(20)]
+    ppo = [
+        {"avg_base_reward": k % 2, "avg_gen_len": 10 * k, "batch_size": 4 if k < 10 else 8} for k in range(20)
+    ]
     broken = [{"avg_base_reward": None, "avg_gen_len": 1, "batch_size": 4}]
     rl = [{"base_reward": 0.5, "gen_len": 30}] * 3
     runs = [run_of("base", method="base"), run_of("ppo"), run_of("rl", method="REINFORCE")]
@@ -223,12 +266,15 @@ def test_learning_curves(figures):
     assert [smooth.get_label(), rl_smooth.get_label()] == ["2  ppo", "3  rl"]
 
 
-@pytest.mark.parametrize("runs", [
-    [run_of("one")],
-    [run_of(f"same {i}", pass_at_1_truncated=0.5) for i in range(8)],
-    [run_of(f"near {i}", avg_gen_len=80.0 + i / 9, pass_at_1_truncated=0.0) for i in range(8)]
-    + [run_of("far", avg_gen_len=250.0, pass_at_1=1.0)],
-])
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [run_of("one")],
+        [run_of(f"same {i}", pass_at_1_truncated=0.5) for i in range(8)],
+        [run_of(f"near {i}", avg_gen_len=80.0 + i / 9, pass_at_1_truncated=0.0) for i in range(8)]
+        + [run_of("far", avg_gen_len=250.0, pass_at_1=1.0)],
+    ],
+)
 def test_labels_do_not_overlap(figures, runs):
     compare_runs.plot_pass_vs_length(runs, "unused.png")
     axes = figures[0].axes[0]

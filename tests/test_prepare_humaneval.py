@@ -1,4 +1,5 @@
 """data/prepare_humaneval.py through its command line: the split, the two sources, and every refusal."""
+
 import gzip
 import json
 import os
@@ -13,8 +14,41 @@ ROOT = Path(__file__).resolve().parents[1]
 REAL = Path(__file__).resolve().parents[2] / "shared/humaneval/HumanEval.jsonl.gz"
 FIELDS = ["task_id", "prompt", "canonical_solution", "test", "entry_point"]
 # Written down from the published file, not computed here: the split must never move.
-TEST_SPLIT = [1, 6, 7, 8, 22, 23, 26, 28, 35, 39, 40, 50, 55, 56, 57, 59, 62, 70, 71, 87, 107, 108, 114, 129,
-              138, 139, 143, 148, 151, 152, 155, 161, 163]
+TEST_SPLIT = [
+    1,
+    6,
+    7,
+    8,
+    22,
+    23,
+    26,
+    28,
+    35,
+    39,
+    40,
+    50,
+    55,
+    56,
+    57,
+    59,
+    62,
+    70,
+    71,
+    87,
+    107,
+    108,
+    114,
+    129,
+    138,
+    139,
+    143,
+    148,
+    151,
+    152,
+    155,
+    161,
+    163,
+]
 
 
 def make_tasks(n=164):
@@ -119,8 +153,14 @@ def test_broken_line_is_named(tmp_path):
     assert_refused(prepare("--source", source, "--output_dir", tmp_path / "out"), "a.jsonl", "3", "prompt")
 
 
-@pytest.mark.parametrize("tasks, word", [(make_tasks(163), "163 tasks"), (make_tasks(165), "165 tasks"),
-                                         (make_tasks(163) + make_tasks(1), "HumanEval/0")])  # a task twice
+@pytest.mark.parametrize(
+    "tasks, word",
+    [
+        (make_tasks(163), "163 tasks"),
+        (make_tasks(165), "165 tasks"),
+        (make_tasks(163) + make_tasks(1), "HumanEval/0"),
+    ],
+)  # a task twice
 def test_wrong_number_of_tasks(tmp_path, tasks, word):
     done = prepare("--source", write_tasks(tmp_path / "a.jsonl", tasks), "--output_dir", tmp_path / "out")
     assert_refused(done, "a.jsonl", word)

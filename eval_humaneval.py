@@ -1,0 +1,309 @@
+"""Evaluate a base model or a LoRA adapter on HumanEval or any task file with the same fields.
+
+    pass_at_1            share of tasks whose completion, as generated, passes all tests
+    pass_at_1_truncated  the same completions, cut at the first stop word (a line that starts a new statement
+                         at the top level)
+
+The first score asks whether the model is right and stops; the second whether it is right. Base and adapters
+are evaluated in the same 4-bit precision. Greedy unless --temperature is above 0.
+
+    python eval_humaneval.py --model_path deepseek-ai/deepseek-coder-1.3b-base --exp_name base
+    python eval_humaneval.py --model_path checkpoints/deepseek_1_3b_lora_sft_v2 --exp_name sft
+
+Writes results/<exp_name>_per_task.jsonl (one line per task) and results/<exp_name>_metrics.json.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser, set_seed
+
+from sandbox import Sandbox, read_tasks, score
+
+# ---------------------------------------------------------------------------------------------------
+# Hyperparameters
+# ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Config:
+    """Edit here, or override on the command line: --temperature 0.2"""
+
+    # -- files --
+    data_path: str = "data/humaneval_test.jsonl"
+    model_path: str = "deepseek-ai/deepseek-coder-1.3b-base"  # hub name, model folder or adapter folder
+    exp_name: str = "base"
+    results_dir: str = "results"
+    # -- generation --
+    max_length: int = 1024  # tokens of the longest prompt that is accepted
+    max_new_tokens: int = 256
+    temperature: float = 0.0  # 0 is greedy
+    top_p: float = 1.0
+    batch_size: int = 16  # prompts generated at a time
+    # -- scoring --
+    time_limit: float = 5.0  # seconds per program
+    # -- other --
+    device: str = "auto"  # auto, cpu, cuda or cuda:1
+    seed: int = 42
+    debug_first_n: int = 0  # above 0, only the first n tasks, and their completions are printed
+
+
+# Same in every script (tests/test_copies.py keeps the copies equal).
+def parse_config(config_class):
+    """Config from the command line; pasted into a notebook, the kernel's own flags are not parsed."""
+    in_notebook = "kernel_launcher" in sys.argv[0]
+    return HfArgumentParser(config_class).parse_args_into_dataclasses([] if in_notebook else None)[0]
+
+
+# A base model goes on after the function; what follows its first new top-level statement is not its answer.
+STOP_WORDS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "\nimport", "\nfrom", "\nassert")
+
+
+def truncate(completion):
+    """The completion up to its first stop word."""
+    cuts = [completion.find(word) for word in STOP_WORDS if word in completion]
+    return completion[: min(cuts)] if cuts else completion
+
+
+# ---------------------------------------------------------------------------------------------------
+# Data
+# ---------------------------------------------------------------------------------------------------
+
+
+# Same in every script (tests/test_copies.py keeps the copies equal).
+def encode_prompt(tokenizer, task):
+    """Token ids of the prompt, BOS included, without its final newline.
+
+    Byte-level BPE merges that newline with the indentation after it; a prompt that ends in a lone newline
+    token is one the model never saw. So the newline is the beginning of the completion.
+    """
+    return tokenizer(task["prompt"].rstrip())["input_ids"]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Model
+# ---------------------------------------------------------------------------------------------------
+
+
+# Same in every script (tests/test_copies.py keeps the copies equal).
+def load_base(model_name, device):
+    """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer.
+
+    Computes in bfloat16 where the GPU has it, else in float16; on a CPU in float32, the fast format there.
+    Raises SystemExit with one line when the model cannot be had.
+    """
+    dtype = torch.float32
+    if device.startswith("cuda"):
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_name)
+        model = AutoModelForCausalLM.from_pretrained(
+            model_name,
+            quantization_config=quantization,
+            dtype=dtype,
+            device_map={"": device},
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SystemExit(
+            f"cannot load the base model {model_name!r} ({reason}). It must be a folder with safetensors or "
+            "a name on the Hugging Face hub, which needs a network; without one: PROFILE=tiny sh train_PPO.sh"
+        )
+    model.requires_grad_(False)
+    return model, tokenizer
+
+
+# Same in the two RL scripts and eval_humaneval.py (tests/test_copies.py keeps the copies equal).
+def load_adapter(adapter_dir, device, is_trainable):
+    """(PeftModel, tokenizer) of an adapter folder on its 4-bit base; raises SystemExit with one line."""
+    for name in (
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ):  # peft would also take a pickle: not here
+        if not Path(adapter_dir, name).is_file():
+            raise SystemExit(f"{adapter_dir} is no adapter folder (no {name}); train_sft_lora.py makes one")
+    try:
+        base_name = PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path
+        base, tokenizer = load_base(base_name, device)
+        model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SystemExit(
+            f"cannot load the adapter {adapter_dir}; was it made for another base model? ({reason})"
+        )
+    return model, tokenizer
+
+
+# ---------------------------------------------------------------------------------------------------
+# Rollout
+# ---------------------------------------------------------------------------------------------------
+
+
+# Same in the two RL scripts and eval_humaneval.py (tests/test_copies.py keeps the copies equal).
+@torch.no_grad()
+def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p):
+    """One completion per prompt, sampled in one left-padded batch (greedy at temperature 0).
+
+    prompt_ids: list of B lists. Returns a list of B lists of the sampled ids; a completion ends with its
+    first EOS, included. One that reached max_new_tokens has no EOS, and none is added.
+    """
+    model.eval()  # in train mode with gradient checkpointing, generate() would decode without a cache
+    width = max(len(ids) for ids in prompt_ids)
+    rows = [[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in prompt_ids]
+    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids]
+    # top_k is 50 unless told otherwise, and then the sampled distribution is not the scored one
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
+    sequences = model.generate(
+        input_ids=torch.tensor(rows, device=model.device),  # (B, width)
+        attention_mask=torch.tensor(mask, device=model.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **sampling,
+    )
+    completion_ids = []
+    for ids in sequences[:, width:].tolist():  # sliced by position: pad = eos, so padding is no guide
+        if tokenizer.eos_token_id in ids:
+            ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
+        completion_ids.append(ids)
+    return completion_ids
+
+
+def write_atomically(path, text):
+    """Write to a temporary name, then rename: a reader never finds half a file."""
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    # -----------------------------------------------------------------------------------------------
+    # Setup
+    # -----------------------------------------------------------------------------------------------
+    cfg = parse_config(Config)
+    set_seed(cfg.seed)
+    device = cfg.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit(f"--device {device}: no CUDA device here; use --device cpu")
+    tasks = read_tasks(cfg.data_path)
+    if cfg.debug_first_n > 0:
+        tasks = tasks[: cfg.debug_first_n]
+    try:
+        os.makedirs(cfg.results_dir, exist_ok=True)
+        tempfile.TemporaryFile(dir=cfg.results_dir).close()  # better now than after an hour of generation
+    except OSError as error:
+        raise SystemExit(
+            f"cannot write to {cfg.results_dir} ({error.strerror}); choose another --results_dir"
+        )
+    is_lora = Path(cfg.model_path, "adapter_config.json").is_file()
+    run_config = {}  # of the training run, where the folder has one
+    if is_lora:
+        model, tokenizer = load_adapter(cfg.model_path, device, is_trainable=False)
+        if Path(cfg.model_path, "run_config.json").is_file():
+            run_config = json.loads(Path(cfg.model_path, "run_config.json").read_text())
+    else:
+        model, tokenizer = load_base(cfg.model_path, device)
+    prompt_ids = [encode_prompt(tokenizer, task) for task in tasks]
+    too_long = [task["task_id"] for task, ids in zip(tasks, prompt_ids) if len(ids) > cfg.max_length]
+    if too_long:
+        raise SystemExit(
+            f"the prompt of {too_long[0]} has more than --max_length {cfg.max_length} tokens; raise it"
+        )
+
+    # -----------------------------------------------------------------------------------------------
+    # Generate and score
+    # -----------------------------------------------------------------------------------------------
+    start = time.time()
+    order = sorted(range(len(tasks)), key=lambda i: len(prompt_ids[i]))  # similar lengths, little padding
+    completion_ids = [None] * len(tasks)
+    progress = tqdm(total=len(tasks), desc="generating", disable=not sys.stderr.isatty())
+    for first in range(0, len(tasks), cfg.batch_size):
+        batch = order[first : first + cfg.batch_size]
+        batch_prompts = [prompt_ids[i] for i in batch]
+        sampled = generate(model, tokenizer, batch_prompts, cfg.max_new_tokens, cfg.temperature, cfg.top_p)
+        for i, ids in zip(batch, sampled):
+            completion_ids[i] = ids
+        progress.update(len(batch))
+    progress.close()
+    completions = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+    with Sandbox(timeout=cfg.time_limit) as sandbox:
+        progress = tqdm(total=2 * len(tasks), desc="scoring", disable=not sys.stderr.isatty())
+        results = score(sandbox, tasks, completions, progress.update)
+        truncated = score(sandbox, tasks, [truncate(text) for text in completions], progress.update)
+        progress.close()
+
+    # -----------------------------------------------------------------------------------------------
+    # Results
+    # -----------------------------------------------------------------------------------------------
+    rows = []
+    for i, task in enumerate(tasks):
+        row = {
+            "task_id": task["task_id"],
+            "passed": results[i].outcome == "passed",
+            "passed_truncated": truncated[i].outcome == "passed",
+            "outcome": results[i].outcome,
+            "outcome_truncated": truncated[i].outcome,
+            "message": results[i].message,
+            "gen_len": len(completion_ids[i]),
+            "hit_token_limit": completion_ids[i][-1] != tokenizer.eos_token_id,
+            "completion": completions[i],
+        }
+        rows.append(row)
+        if cfg.debug_first_n > 0:
+            print(f"---- {row['task_id']}: {row['outcome']}\n{task['prompt'].rstrip()}{row['completion']}\n")
+    num_pass = sum(row["passed"] for row in rows)
+    num_pass_truncated = sum(row["passed_truncated"] for row in rows)
+    metrics = {
+        "exp_name": cfg.exp_name,
+        "model_path": cfg.model_path,
+        "is_lora": is_lora,
+        "base_model": model.peft_config["default"].base_model_name_or_path if is_lora else cfg.model_path,
+        "method": run_config.get("method", "LoRA") if is_lora else "base",
+        "num_tasks": len(tasks),
+        "num_pass": num_pass,
+        "pass_at_1": num_pass / len(tasks),
+        "num_pass_truncated": num_pass_truncated,
+        "pass_at_1_truncated": num_pass_truncated / len(tasks),
+        "avg_gen_len": sum(row["gen_len"] for row in rows) / len(rows),
+        "num_hit_token_limit": sum(row["hit_token_limit"] for row in rows),
+        "outcomes": dict(Counter(row["outcome"] for row in rows)),
+        "outcomes_truncated": dict(Counter(row["outcome_truncated"] for row in rows)),
+        "eval_seconds": time.time() - start,
+        "device": device,
+        **{
+            name: value
+            for name, value in asdict(cfg).items()
+            if name not in ("model_path", "exp_name", "device")
+        },
+    }
+    per_task = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(Path(cfg.results_dir, f"{cfg.exp_name}_per_task.jsonl"), per_task)
+    write_atomically(
+        Path(cfg.results_dir, f"{cfg.exp_name}_metrics.json"), json.dumps(metrics, indent=2) + "\n"
+    )
+    print(
+        f"{cfg.exp_name}: {num_pass}/{len(tasks)} as generated, "
+        f"{num_pass_truncated}/{len(tasks)} cut at stop words, {metrics['avg_gen_len']:.1f} tokens on average"
+    )
+    errors = metrics["outcomes"].get("error", 0) + metrics["outcomes_truncated"].get("error", 0)
+    if errors:
+        print(f"warning: the sandbox itself failed on {errors} programs; they count as not passed")

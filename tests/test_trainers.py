@@ -1,0 +1,400 @@
+"""Tokens, masks, log-probabilities, advantages and losses of the scripts, on the tiny model in 4 bit."""
+
+import math
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from conftest import ROOT
+from peft import LoraConfig, PeftModel, get_peft_model
+
+import eval_humaneval
+import train_ppo_lora as ppo
+import train_rl_lora as rl
+import train_sft_lora as sft
+from sandbox import read_tasks, reference
+
+SCRIPTS = [sft, rl, ppo, eval_humaneval]
+TASKS = read_tasks(ROOT / "data/mini_dev.jsonl")
+PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def add_adapter(base, dropout=0.0):
+    """A LoRA adapter that does something: its B matrices are not zero."""
+    torch.manual_seed(1)
+    lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=dropout, target_modules=sorted(PROJECTIONS))
+    model = get_peft_model(base, lora)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+@pytest.fixture(scope="module")
+def policy():
+    """(model, tokenizer): 4-bit tiny model with an adapter."""
+    base, tokenizer = ppo.load_base(str(ROOT / "data/tiny_coder"), "cpu")
+    return add_adapter(base), tokenizer
+
+
+@pytest.fixture(scope="module")
+def rollout(policy):
+    """(prompt_ids, completion_ids) of six tasks, sampled; lengths differ."""
+    model, tokenizer = policy
+    torch.manual_seed(3)
+    prompt_ids = [ppo.encode_prompt(tokenizer, task) for task in TASKS[:6]]
+    completion_ids = ppo.generate(model, tokenizer, prompt_ids, 48, 1.0, 1.0)
+    model.train()
+    return prompt_ids, completion_ids
+
+
+def gradient(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+
+# ---- model ----
+
+
+def test_base_is_quantised_to_4_bit(policy):
+    model, _ = policy
+    quantised = {name.split(".")[-2] for name, m in model.named_modules() if isinstance(m, Linear4bit)}
+    assert PROJECTIONS <= quantised
+    weight = next(m.weight for m in model.modules() if isinstance(m, Linear4bit))
+    assert weight.quant_type == "nf4" and weight.quant_state.nested  # nested = double quantisation
+
+
+def test_only_lora_is_trained_and_in_float32(policy):
+    model, _ = policy
+    trainable = [(name, p.dtype) for name, p in model.named_parameters() if p.requires_grad]
+    assert len(trainable) == 2 * 7 * 4  # A and B, seven projections, four layers
+    assert all("lora_" in name and dtype == torch.float32 for name, dtype in trainable)
+
+
+def test_adapter_survives_saving(policy, tmp_path):
+    model, tokenizer = policy
+    ppo.save_adapter(model, tokenizer, tmp_path, {"finished": True})
+    again, _ = ppo.load_adapter(str(tmp_path), "cpu", is_trainable=True)
+    plain = PeftModel.from_pretrained(ppo.load_base(str(ROOT / "data/tiny_coder"), "cpu")[0], tmp_path)
+    ids = torch.tensor([ppo.encode_prompt(tokenizer, TASKS[0])])
+    model.eval()
+    expected = model(ids).logits
+    assert torch.equal(again.eval()(ids).logits, expected)
+    assert torch.equal(plain.eval()(ids).logits, expected)
+    assert not (tmp_path / "unfinished_write").exists()
+    assert any(p.requires_grad for p in again.parameters())
+
+
+# ---- tokens and masks ----
+
+
+def test_all_scripts_build_the_same_prompt_ids(policy):
+    _, tokenizer = policy
+    for task in TASKS:
+        encoded = [script.encode_prompt(tokenizer, task) for script in SCRIPTS]
+        assert all(ids == encoded[0] for ids in encoded)
+        assert encoded[0][0] == tokenizer.bos_token_id
+        assert tokenizer.decode(encoded[0][1:]) == task["prompt"].rstrip()
+
+
+def test_prompt_and_solution_tokenise_as_the_whole_text(policy):
+    """The border is where pretraining had it: the newline belongs to the indentation after it."""
+    _, tokenizer = policy
+    for task in TASKS:
+        ids, _ = sft.encode_row(tokenizer, task, 1024)
+        assert ids == tokenizer(task["prompt"] + task["canonical_solution"])["input_ids"] + [
+            tokenizer.eos_token_id
+        ]
+
+
+def test_sft_labels(policy):
+    _, tokenizer = policy
+    for task in TASKS:
+        ids, labels = sft.encode_row(tokenizer, task, 1024)
+        first = len(sft.encode_prompt(tokenizer, task))
+        assert labels[:first] == [-100] * first
+        assert labels[first:] == ids[first:]
+        assert labels[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(ids[first:-1]) == reference(task) == "\n" + task["canonical_solution"]
+
+
+def test_sft_row_that_is_cut_has_no_eos(policy):
+    _, tokenizer = policy
+    whole, _ = sft.encode_row(tokenizer, TASKS[0], 1024)
+    ids, labels = sft.encode_row(tokenizer, TASKS[0], len(whole) - 3)
+    assert len(ids) == len(labels) == len(whole) - 3
+    assert tokenizer.eos_token_id not in ids
+
+
+def test_collate_keeps_eos_although_pad_is_eos(policy):
+    _, tokenizer = policy
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    rows = [sft.encode_row(tokenizer, task, 1024) for task in TASKS[:4]]
+    input_ids, attention_mask, labels = sft.collate(rows, tokenizer.pad_token_id)
+    for i, (ids, row_labels) in enumerate(rows):
+        assert attention_mask[i].sum() == len(ids)
+        assert labels[i, len(ids) - 1] == tokenizer.eos_token_id
+        assert (labels[i] != -100).sum() == sum(label != -100 for label in row_labels)
+
+
+def test_sft_loss_equals_a_loop(policy):
+    model, tokenizer = policy
+    model.train()
+    rows = [sft.encode_row(tokenizer, task, 1024) for task in TASKS[:3]]
+    input_ids, attention_mask, labels = sft.collate(rows, tokenizer.pad_token_id)
+    loss = sft.sft_loss(model(input_ids, attention_mask=attention_mask).logits, labels)
+    expected = 0.0
+    for ids, row_labels in rows:
+        logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected -= sum(logprobs[t - 1, ids[t]].item() for t in range(1, len(ids)) if row_labels[t] != -100)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+# ---- rollout ----
+
+
+class ScriptedModel:
+    """Stands in for model.generate: appends fixed rows to the prompts and keeps what it was called with."""
+
+    device = "cpu"
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def eval(self):
+        pass
+
+    def generate(self, input_ids, **arguments):
+        self.arguments = arguments
+        self.input_ids = input_ids
+        return torch.cat([input_ids, torch.tensor(self.rows)], dim=1)
+
+
+def test_completion_ends_with_its_first_eos(policy):
+    _, tokenizer = policy
+    eos = tokenizer.eos_token_id
+    model = ScriptedModel([[7, 8, eos, eos, eos], [7, 8, 9, 10, 11], [eos, eos, eos, eos, eos]])
+    completions = ppo.generate(model, tokenizer, [[0, 5], [0, 5, 6], [0]], 5, 1.0, 0.9)
+    assert completions == [[7, 8, eos], [7, 8, 9, 10, 11], [eos]]  # the second was cut: no EOS is appended
+    assert model.input_ids.tolist() == [[eos, 0, 5], [0, 5, 6], [eos, eos, 0]]
+    assert model.arguments["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 1], [0, 0, 1]]
+
+
+def test_sampling_is_not_cut_at_50_tokens(policy):
+    _, tokenizer = policy
+    model = ScriptedModel([[7]])
+    ppo.generate(model, tokenizer, [[0, 5]], 1, 0.7, 0.9)
+    sampling = {name: model.arguments[name] for name in ("do_sample", "temperature", "top_p", "top_k")}
+    assert sampling == {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
+    assert model.arguments["eos_token_id"] == tokenizer.eos_token_id
+    assert model.arguments["pad_token_id"] == tokenizer.pad_token_id
+
+
+def test_greedy_generation_does_not_depend_on_the_batch(policy):
+    model, tokenizer = policy
+    prompt_ids = [ppo.encode_prompt(tokenizer, task) for task in TASKS[:4]]
+    together = ppo.generate(model, tokenizer, prompt_ids, 24, 0.0, 1.0)
+    apart = [ppo.generate(model, tokenizer, [ids], 24, 0.0, 1.0)[0] for ids in prompt_ids]
+    assert together == apart
+
+
+# ---- log-probabilities ----
+
+
+def slow_logprobs(model, prompt_ids, completion_ids, temperature):
+    """One sequence at a time, full log_softmax, a loop over tokens, no padding."""
+    rows = []
+    for prompt, completion in zip(prompt_ids, completion_ids):
+        logits = model(torch.tensor([prompt + completion])).logits[0] / temperature
+        logprobs = logits.log_softmax(-1)
+        rows.append([logprobs[len(prompt) + t - 1, token].item() for t, token in enumerate(completion)])
+    return rows
+
+
+def assert_logprobs_equal(logprobs, mask, expected):
+    for i, row in enumerate(expected):
+        assert mask[i].sum() == len(row)
+        assert logprobs[i, : len(row)].tolist() == pytest.approx(row, abs=1e-4)
+        assert not logprobs[i, len(row) :].any()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_equal_a_slow_reference(policy, rollout, temperature):
+    model, tokenizer = policy
+    prompt_ids, completion_ids = rollout
+    assert len({len(ids) for ids in prompt_ids}) > 1 and len({len(ids) for ids in completion_ids}) > 1
+    logprobs, mask = ppo.completion_logprobs(
+        model, prompt_ids, completion_ids, temperature, tokenizer.pad_token_id
+    )
+    assert_logprobs_equal(logprobs, mask, slow_logprobs(model, prompt_ids, completion_ids, temperature))
+
+
+def test_amount_and_content_of_padding_change_nothing(policy, rollout):
+    model, tokenizer = policy
+    prompt_ids, completion_ids = rollout
+    expected = slow_logprobs(model, prompt_ids, completion_ids, 1.0)
+    long_prompt, long_completion = prompt_ids[0] * 2, completion_ids[0] * 2
+    for pad_token_id in (tokenizer.pad_token_id, 17):
+        logprobs, mask = ppo.completion_logprobs(
+            model, prompt_ids + [long_prompt], completion_ids + [long_completion], 1.0, pad_token_id
+        )
+        assert_logprobs_equal(logprobs[:-1], mask[:-1], expected)
+
+
+def test_logprobs_of_a_completion_that_retokenises_differently(policy):
+    """Sampled ids are scored as they are; decoding and encoding them would score other tokens."""
+    model, tokenizer = policy
+    prompt = ppo.encode_prompt(tokenizer, TASKS[0])
+    letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "return"] + [tokenizer.eos_token_id]
+    text = tokenizer.decode(letters, skip_special_tokens=True)
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] != letters[:-1]
+    logprobs, mask = ppo.completion_logprobs(model, [prompt], [letters], 1.0, tokenizer.pad_token_id)
+    assert_logprobs_equal(logprobs, mask, slow_logprobs(model, [prompt], [letters], 1.0))
+
+
+def test_ratio_is_one_before_the_first_update_after_training_with_dropout(tmp_path):
+    """A reloaded SFT adapter brings its dropout back, which would change the log-probs from call to call."""
+    base, tokenizer = ppo.load_base(str(ROOT / "data/tiny_coder"), "cpu")
+    ppo.save_adapter(add_adapter(base, dropout=0.05), tokenizer, tmp_path, {})
+    model, _ = ppo.load_adapter(str(tmp_path), "cpu", is_trainable=True)
+    assert any(isinstance(m, torch.nn.Dropout) and m.p == 0.05 for m in model.modules())
+    ppo.set_dropout_to_zero(model)
+    prompt_ids = [ppo.encode_prompt(tokenizer, task) for task in TASKS[:3]]
+    completion_ids = ppo.generate(model, tokenizer, prompt_ids, 32, 1.0, 1.0)
+    model.train()
+    old, mask = ppo.completion_logprobs(model, prompt_ids, completion_ids, 1.0, tokenizer.pad_token_id)
+    new, _ = ppo.completion_logprobs(model, prompt_ids, completion_ids, 1.0, tokenizer.pad_token_id)
+    ratio = ((new - old) * mask).sum(-1).exp()
+    assert (ratio - 1).abs().max() < 1e-3
+
+
+# ---- advantages and losses ----
+
+
+def test_normalized_advantages():
+    advantages = ppo.normalized_advantages(torch.tensor([1.0, 0.0, 0.0, 1.0]))
+    expected = 0.5 / math.sqrt(1 / 3)  # the sample standard deviation of 1, 0, 0, 1 is sqrt(1 / 3)
+    assert advantages.tolist() == pytest.approx([expected, -expected, -expected, expected])
+    assert not ppo.normalized_advantages(torch.tensor([0.7, 0.7, 0.7])).any()
+    assert not ppo.normalized_advantages(torch.tensor([0.1, 0.1 + 1e-8])).any()  # noise is no signal
+    assert not ppo.normalized_advantages(torch.tensor([0.5])).any()  # the std of one sample is NaN
+
+
+def test_subtract_baseline():
+    rewards = torch.tensor([1.0, 0.0, 0.5])
+    assert rl.subtract_baseline(rewards, "none").tolist() == rewards.tolist()
+    assert rl.subtract_baseline(rewards, "batch").tolist() == pytest.approx([0.75, -0.75, 0.0])
+
+
+@pytest.mark.parametrize(
+    "ratio, advantage, loss, slope",
+    [  # with clip_range 0.2: PPO-Clip takes the worse of the two, for negative advantages too
+        (1.5, 2.0, -2.4, 0.0),  # too far up, good: clipped
+        (0.5, 2.0, -1.0, -1.0),  # too far down, good: pulled back
+        (1.5, -2.0, 3.0, 3.0),  # too far up, bad: pushed down with full force
+        (0.5, -2.0, 1.6, 0.0),  # too far down, bad: clipped
+        (1.1, 2.0, -2.2, -2.2),  # within the range
+    ],
+)
+@pytest.mark.parametrize("ratio_level", ["sequence", "token"])
+def test_four_cases_of_the_clip(ratio, advantage, loss, slope, ratio_level):
+    old = torch.tensor([[-1.0, 0.0]])
+    logprobs = torch.tensor([[math.log(ratio) - 1.0, 0.0]], requires_grad=True)
+    mask = torch.tensor([[1, 0]])
+    value, _, is_clipped = ppo.ppo_loss(logprobs, old, mask, torch.tensor([advantage]), 0.2, ratio_level)
+    value.backward()
+    assert value.item() == pytest.approx(loss, rel=1e-5)
+    assert logprobs.grad[0].tolist() == pytest.approx(
+        [slope, 0.0], abs=1e-5
+    )  # d loss / d log-prob = -A * ratio
+    assert bool(is_clipped.any()) == (slope == 0.0)
+
+
+def test_sequence_ratio_sums_and_token_ratio_does_not():
+    old = torch.zeros(1, 3)
+    logprobs = torch.tensor([[0.1, 0.1, 0.1]])
+    mask = torch.tensor([[1, 1, 0]])
+    arguments = (logprobs, old, mask, torch.tensor([1.0]), 10.0)
+    assert ppo.ppo_loss(*arguments, "sequence")[0].item() == pytest.approx(-math.exp(0.2))
+    assert ppo.ppo_loss(*arguments, "token")[0].item() == pytest.approx(-2 * math.exp(0.1))
+
+
+def test_a_far_off_ratio_stays_finite():
+    logprobs = torch.full((1, 256), 1.0, requires_grad=True)
+    loss, _, _ = ppo.ppo_loss(
+        logprobs, torch.zeros(1, 256), torch.ones(1, 256), torch.tensor([-1.0]), 0.2, "sequence"
+    )
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(logprobs.grad).all()
+
+
+def test_reinforce_gradient_equals_the_analytic_one():
+    """Policy softmax(theta) over two tokens, two of them sampled: d/dtheta = -A * sum of (onehot - p)."""
+    theta = torch.tensor([0.3, -0.4], requires_grad=True)
+    actions = torch.tensor([[0, 1], [0, 0]])  # (B, C)
+    rewards = torch.tensor([1.0, -0.5])
+    logprobs = theta.log_softmax(-1)[actions]  # (B, C)
+    rl.reinforce_loss(logprobs, rewards).backward()
+    p = theta.detach().softmax(-1)
+    onehot = torch.nn.functional.one_hot(actions, 2).float()
+    expected = -(rewards[:, None, None] * (onehot - p)).sum((0, 1))
+    assert theta.grad.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("loss_name", ["reinforce", "sequence", "token"])
+def test_micro_batch_size_leaves_the_gradient_unchanged(policy, rollout, loss_name):
+    model, tokenizer = policy
+    prompt_ids, completion_ids = rollout
+    advantages = torch.tensor([1.0, -0.5, 0.3, -1.2, 0.8, -0.4])
+    gradients = []
+    for size in (6, 2, 1):
+        model.zero_grad()
+        for first in range(0, 6, size):
+            mb = slice(first, first + size)
+            logprobs, mask = ppo.completion_logprobs(
+                model, prompt_ids[mb], completion_ids[mb], 1.0, tokenizer.pad_token_id
+            )
+            if loss_name == "reinforce":
+                loss = rl.reinforce_loss(logprobs, advantages[mb])
+            else:
+                old = logprobs.detach() - 0.01 * mask
+                loss, _, _ = ppo.ppo_loss(logprobs, old, mask, advantages[mb], 0.2, loss_name)
+            (loss / 6).backward()
+        gradients.append(gradient(model))
+    assert gradients[0].norm() > 0
+    for other in gradients[1:]:
+        assert (gradients[0] - other).norm() < 1e-5 * gradients[0].norm()
+
+
+def test_gradient_checkpointing_leaves_the_gradient_unchanged(policy, rollout):
+    model, tokenizer = policy
+    prompt_ids, completion_ids = rollout
+    gradients = []
+    for enabled in (False, True):
+        if enabled:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+        model.zero_grad()
+        logprobs, _ = ppo.completion_logprobs(model, prompt_ids, completion_ids, 1.0, tokenizer.pad_token_id)
+        logprobs.sum().backward()
+        gradients.append(gradient(model))
+    model.gradient_checkpointing_disable()
+    assert gradients[0].norm() > 0
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
+
+
+# ---- evaluation ----
+
+
+def test_truncate_cuts_at_the_first_stop_word():
+    body = "\n    return x\n"
+    assert eval_humaneval.truncate(body) == body
+    assert eval_humaneval.truncate(body + "\n\ndef g():\n    pass\nclass A: pass") == body + "\n"
+    assert eval_humaneval.truncate(body + "print(1)") == body[:-1]
+    for word in ("class", "def", "#", "@", "print", "if", "```", "import", "from", "assert"):
+        assert eval_humaneval.truncate(body + word + " x") == body[:-1]
+    assert eval_humaneval.truncate("\n    if x:\n        return 1\n") == "\n    if x:\n        return 1\n"
+
+
+def test_truncated_reference_is_the_reference():
+    for task in TASKS:
+        assert eval_humaneval.truncate(reference(task)) == reference(task)

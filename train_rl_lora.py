@@ -1,0 +1,399 @@
+"""Train a code model by REINFORCE (Williams 1992, doi:10.1007/BF00992696) with a length penalty.
+
+    minimise  -(reward - baseline) * sum of log pi(token | prompt, tokens before)      averaged over the batch
+    reward =  1 if the program passes all tests, else 0, minus length_penalty_alpha * tokens / 100
+
+One step: sample a completion for each of `batch_size` tasks with the current adapter, run the programs in the
+sandbox, take one optimizer step. Simplifications: every completion is used once, no KL term, no value
+network. Without a baseline a wrong program is pushed down by its length only; with `baseline = batch` the
+reward is compared with the mean of the other completions of the batch, which leaves the gradient unbiased.
+
+    python train_rl_lora.py --sft_model checkpoints/deepseek_1_3b_lora_sft_v2 \
+        --output_dir checkpoints/deepseek_1_3b_lora_rl_alpha0.01_100
+
+Reads an adapter made by train_sft_lora.py and the task file --train_path (fields of HumanEval). Writes to
+--output_dir: the adapter with its tokenizer, run_config.json, rl_train_log.jsonl (one line per step) and
+samples.jsonl (one line per completion).
+"""
+
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser, set_seed
+
+from sandbox import Sandbox, preflight, read_tasks, score
+
+# ---------------------------------------------------------------------------------------------------
+# Hyperparameters
+# ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Config:
+    """Edit here, or override on the command line: --length_penalty_alpha 0.03"""
+
+    # -- files --
+    train_path: str = "data/humaneval_train.jsonl"
+    sft_model: str = "checkpoints/deepseek_1_3b_lora_sft_v2"  # adapter folder to start from
+    output_dir: str = "checkpoints/deepseek_1_3b_lora_rl_alpha0.01_100"
+    # -- sampling --
+    max_length: int = 512  # tokens; tasks with a longer prompt are left out
+    max_new_tokens: int = 256
+    temperature: float = 1.0  # also divides the logits when log-probs are scored
+    top_p: float = 1.0  # below 1 the sampled distribution is no longer the scored one
+    # -- reward --
+    length_penalty_alpha: float = 0.01  # charge per 100 generated tokens
+    time_limit: float = 5.0  # seconds per program
+    # -- REINFORCE --
+    batch_size: int = 4  # completions per step, one for each task drawn
+    baseline: str = "none"  # none, or batch: mean reward of the other completions
+    learning_rate: float = 5e-6
+    max_grad_norm: float = 1.0
+    num_steps: int = 100
+    # -- memory: these do not change the mathematics --
+    micro_batch_size: int = 2  # completions per forward and backward pass
+    gradient_checkpointing: bool = False
+    # -- other --
+    seed: int = 42
+    log_every: int = 1  # steps per printed line; the log file has every step
+
+
+# Same in every script (tests/test_copies.py keeps the copies equal).
+def parse_config(config_class):
+    """Config from the command line; pasted into a notebook, the kernel's own flags are not parsed."""
+    in_notebook = "kernel_launcher" in sys.argv[0]
+    return HfArgumentParser(config_class).parse_args_into_dataclasses([] if in_notebook else None)[0]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Data
+# ---------------------------------------------------------------------------------------------------
+
+
+# Same in every script (tests/test_copies.py keeps the copies equal).
+def encode_prompt(tokenizer, task):
+    """Token ids of the prompt, BOS included, without its final newline.
+
+    Byte-level BPE merges that newline with the indentation after it; a prompt that ends in a lone newline
+    token is one the model never saw. So the newline is the beginning of the completion.
+    """
+    return tokenizer(task["prompt"].rstrip())["input_ids"]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Model
+# ---------------------------------------------------------------------------------------------------
+
+
+# Same in every script (tests/test_copies.py keeps the copies equal).
+def load_base(model_name, device):
+    """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer.
+
+    Computes in bfloat16 where the GPU has it, else in float16; on a CPU in float32, the fast format there.
+    Raises SystemExit with one line when the model cannot be had.
+    """
+    dtype = torch.float32
+    if device.startswith("cuda"):
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_name)
+        model = AutoModelForCausalLM.from_pretrained(
+            model_name,
+            quantization_config=quantization,
+            dtype=dtype,
+            device_map={"": device},
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SystemExit(
+            f"cannot load the base model {model_name!r} ({reason}). It must be a folder with safetensors or "
+            "a name on the Hugging Face hub, which needs a network; without one: PROFILE=tiny sh train_PPO.sh"
+        )
+    model.requires_grad_(False)
+    return model, tokenizer
+
+
+# Same in the two RL scripts and eval_humaneval.py (tests/test_copies.py keeps the copies equal).
+def load_adapter(adapter_dir, device, is_trainable):
+    """(PeftModel, tokenizer) of an adapter folder on its 4-bit base; raises SystemExit with one line."""
+    for name in (
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ):  # peft would also take a pickle: not here
+        if not Path(adapter_dir, name).is_file():
+            raise SystemExit(f"{adapter_dir} is no adapter folder (no {name}); train_sft_lora.py makes one")
+    try:
+        base_name = PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path
+        base, tokenizer = load_base(base_name, device)
+        model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SystemExit(
+            f"cannot load the adapter {adapter_dir}; was it made for another base model? ({reason})"
+        )
+    return model, tokenizer
+
+
+# Same in the two RL scripts (tests/test_copies.py keeps the copies equal).
+def set_dropout_to_zero(model):
+    """A reloaded adapter brings its dropout back, and the ratio would not be 1 before the first update."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
+# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
+def save_adapter(model, tokenizer, output_dir, run_config):
+    """Write adapter, tokenizer and run_config.json to a temporary folder, then move them to output_dir."""
+    temporary = Path(output_dir, "unfinished_write")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary, save_embedding_layers=False)
+    tokenizer.save_pretrained(temporary)
+    Path(temporary, "run_config.json").write_text(json.dumps(run_config, indent=2) + "\n")
+    files = sorted(temporary.iterdir(), key=lambda path: path.name == "run_config.json")  # last
+    for path in files:
+        os.replace(path, Path(output_dir, path.name))
+    temporary.rmdir()
+
+
+# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
+def prepare_output_dir(output_dir):
+    """Create the folder; remove the run_config.json of an earlier run, which would call this one finished."""
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+        Path(output_dir, "run_config.json").write_text("")
+        Path(output_dir, "run_config.json").unlink()
+    except OSError as error:
+        raise SystemExit(
+            f"cannot write to the output folder {output_dir} ({error.strerror}); choose another one"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------
+# Rollout and log-probabilities
+# ---------------------------------------------------------------------------------------------------
+
+
+# Same in the two RL scripts and eval_humaneval.py (tests/test_copies.py keeps the copies equal).
+@torch.no_grad()
+def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p):
+    """One completion per prompt, sampled in one left-padded batch (greedy at temperature 0).
+
+    prompt_ids: list of B lists. Returns a list of B lists of the sampled ids; a completion ends with its
+    first EOS, included. One that reached max_new_tokens has no EOS, and none is added.
+    """
+    model.eval()  # in train mode with gradient checkpointing, generate() would decode without a cache
+    width = max(len(ids) for ids in prompt_ids)
+    rows = [[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in prompt_ids]
+    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids]
+    # top_k is 50 unless told otherwise, and then the sampled distribution is not the scored one
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
+    sequences = model.generate(
+        input_ids=torch.tensor(rows, device=model.device),  # (B, width)
+        attention_mask=torch.tensor(mask, device=model.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **sampling,
+    )
+    completion_ids = []
+    for ids in sequences[:, width:].tolist():  # sliced by position: pad = eos, so padding is no guide
+        if tokenizer.eos_token_id in ids:
+            ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
+        completion_ids.append(ids)
+    return completion_ids
+
+
+# Same in the two RL scripts (tests/test_copies.py keeps the copies equal).
+def completion_logprobs(model, prompt_ids, completion_ids, temperature, pad_token_id):
+    """Log-probability of every completion token under the model.
+
+    Rows are [padding, prompt, completion, padding], so that all completions begin in the same column:
+
+        prompt_ids = [[5, 6], [7]]          ids  = [[5, 6, 8, 9]      mask = [[1, 1, 1, 1]
+        completion_ids = [[8, 9], [3]]              [0, 7, 3, 0]]             [0, 1, 1, 0]]
+
+    Returns logprobs and completion_mask, both (B, C) with C = length of the longest completion; logprobs is 0
+    where completion_mask is 0. The logits are divided by the sampling temperature.
+    """
+    P = max(len(ids) for ids in prompt_ids)
+    C = max(len(ids) for ids in completion_ids)
+    rows = []
+    mask = []
+    for prompt, completion in zip(prompt_ids, completion_ids):
+        left, right = P - len(prompt), C - len(completion)
+        rows.append([pad_token_id] * left + prompt + completion + [pad_token_id] * right)
+        mask.append(
+            [0] * left + [1] * (len(prompt) + len(completion)) + [0] * right
+        )  # from lengths: pad = eos
+    ids = torch.tensor(rows, device=model.device)  # (B, P + C)
+    mask = torch.tensor(mask, device=model.device)  # (B, P + C)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)  # the first real token of each row is at position 0
+    # logits[t] predicts ids[t + 1]: the C + 1 last ones, less the very last, predict the completion
+    output = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=C + 1, use_cache=False)
+    logits = output.logits[:, :-1].float() / temperature  # (B, C, V)
+    chosen = logits.gather(-1, ids[:, P:, None]).squeeze(-1)  # (B, C)
+    completion_mask = mask[:, P:]
+    return (chosen - logits.logsumexp(-1)) * completion_mask, completion_mask
+
+
+# ---------------------------------------------------------------------------------------------------
+# Baseline and loss
+# ---------------------------------------------------------------------------------------------------
+
+
+def subtract_baseline(rewards, baseline):
+    """rewards, (B,), minus nothing ("none") or the mean of the other rewards ("batch", leave-one-out)."""
+    if baseline == "none":
+        return rewards
+    return rewards - (rewards.sum() - rewards) / (len(rewards) - 1)
+
+
+def reinforce_loss(logprobs, advantages):
+    """-advantage * sum of log-probs, summed. logprobs: (B, C), 0 at padding; advantages: (B,)."""
+    return -(advantages * logprobs.sum(-1)).sum()
+
+
+if __name__ == "__main__":
+    # -----------------------------------------------------------------------------------------------
+    # Setup
+    # -----------------------------------------------------------------------------------------------
+    cfg = parse_config(Config)
+    if cfg.baseline not in ("none", "batch"):
+        raise SystemExit(f"--baseline is none or batch, not {cfg.baseline!r}")
+    if cfg.temperature <= 0 or cfg.batch_size < (2 if cfg.baseline == "batch" else 1):
+        raise SystemExit(
+            "REINFORCE needs --temperature above 0, and --baseline batch a --batch_size of at least 2"
+        )
+    set_seed(cfg.seed)
+    rng = random.Random(cfg.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tasks = read_tasks(cfg.train_path)
+    model, tokenizer = load_adapter(cfg.sft_model, device, is_trainable=True)
+    set_dropout_to_zero(model)
+    if cfg.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    pad = tokenizer.pad_token_id
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=cfg.learning_rate, weight_decay=0.0)
+
+    all_tasks = len(tasks)
+    tasks = [task for task in tasks if len(encode_prompt(tokenizer, task)) <= cfg.max_length]
+    if not tasks:
+        raise SystemExit(f"no prompt of {cfg.train_path} fits into --max_length {cfg.max_length} tokens")
+    print(f"{len(tasks)} tasks ({all_tasks - len(tasks)} with too long a prompt left out), {device}")
+    print(f"{cfg.num_steps} steps x {cfg.batch_size} completions = {cfg.num_steps * cfg.batch_size} samples")
+
+    # -----------------------------------------------------------------------------------------------
+    # Training
+    # -----------------------------------------------------------------------------------------------
+    with Sandbox(timeout=cfg.time_limit) as sandbox:
+        print(preflight(sandbox, tasks))
+        prepare_output_dir(cfg.output_dir)
+        log_file = open(Path(cfg.output_dir, "rl_train_log.jsonl"), "w")
+        samples_file = open(Path(cfg.output_dir, "samples.jsonl"), "w")
+        queue = []  # shuffled tasks, refilled when empty: all are drawn once before one is drawn again
+        step = 0
+        start = time.time()
+        progress = tqdm(total=cfg.num_steps, desc="REINFORCE", disable=not sys.stderr.isatty())
+        try:
+            while step < cfg.num_steps:
+                # ---- rollout ----
+                while len(queue) < cfg.batch_size:
+                    queue += rng.sample(tasks, len(tasks))
+                batch = [queue.pop(0) for _ in range(cfg.batch_size)]
+                prompt_ids = [encode_prompt(tokenizer, task) for task in batch]
+                sampling = cfg.max_new_tokens, cfg.temperature, cfg.top_p
+                completion_ids = generate(model, tokenizer, prompt_ids, *sampling)
+                completions = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+                gen_len = torch.tensor([float(len(ids)) for ids in completion_ids])  # (B,)
+
+                # ---- reward ----
+                results = score(sandbox, batch, completions)
+                base_rewards = torch.tensor([float(result.outcome == "passed") for result in results])  # (B,)
+                rewards = base_rewards - cfg.length_penalty_alpha * gen_len / 100  # (B,)
+                advantages = subtract_baseline(rewards, cfg.baseline)  # (B,)
+
+                # ---- update ----
+                model.train()  # with every dropout at 0; in eval mode a CPU may pick another 4-bit kernel
+                lengths = [len(prompt_ids[i]) + len(completion_ids[i]) for i in range(cfg.batch_size)]
+                order = sorted(range(cfg.batch_size), key=lengths.__getitem__)
+                total_tokens = sum(len(ids) for ids in completion_ids)
+                sum_loss = 0.0
+                sum_logprobs = 0.0
+                for first in range(0, cfg.batch_size, cfg.micro_batch_size):
+                    mb = order[first : first + cfg.micro_batch_size]  # similar lengths, little padding
+                    mb_ids = [prompt_ids[i] for i in mb], [completion_ids[i] for i in mb]
+                    logprobs, _ = completion_logprobs(model, *mb_ids, cfg.temperature, pad)
+                    loss = reinforce_loss(logprobs, advantages[mb].to(device)) / cfg.batch_size
+                    loss.backward()  # per micro-batch, so that only one graph is in memory
+                    sum_loss += loss.item()
+                    sum_logprobs += logprobs.sum().item()
+                grad_norm = torch.nn.utils.clip_grad_norm_(trainable, cfg.max_grad_norm).item()
+                optimizer.step()
+                optimizer.zero_grad()
+                step += 1
+
+                # ---- log ----
+                truncated = [ids[-1] != tokenizer.eos_token_id for ids in completion_ids]
+                row = {
+                    "step": step,
+                    "batch_size": cfg.batch_size,
+                    "base_reward": base_rewards.mean().item(),
+                    "length_penalty": (base_rewards - rewards).mean().item(),
+                    "reward": rewards.mean().item(),
+                    "gen_len": gen_len.mean().item(),
+                    "truncated": sum(truncated) / len(truncated),
+                    "entropy_estimate": -sum_logprobs / total_tokens,
+                    "sandbox_errors": sum(result.outcome == "error" for result in results),
+                    "loss": sum_loss,
+                    "grad_norm": grad_norm,
+                    "seconds": time.time() - start,
+                }
+                log_file.write(json.dumps(row) + "\n")
+                log_file.flush()
+                for i, task in enumerate(batch):
+                    sample = {
+                        "step": step,
+                        "task_id": task["task_id"],
+                        "completion": completions[i],
+                        "reward": rewards[i].item(),
+                        "outcome": results[i].outcome,
+                        "gen_len": len(completion_ids[i]),
+                    }
+                    samples_file.write(json.dumps(sample) + "\n")
+                samples_file.flush()
+                progress.update()
+                if step % cfg.log_every == 0:
+                    note = "" if advantages.any() else "  no learning signal: all advantages are 0"
+                    tqdm.write(
+                        f"step {step:4d}  reward {row['reward']:6.3f}  passed {row['base_reward']:5.3f}  "
+                        f"tokens {row['gen_len']:6.1f}  loss {row['loss']:8.3f}  "
+                        f"grad_norm {row['grad_norm']:6.3f}  {row['seconds']:5.0f} s{note}"
+                    )
+        except KeyboardInterrupt:
+            print(f"interrupted after {step} steps; saving the adapter")
+
+    finished = step == cfg.num_steps
+    run_config = {**asdict(cfg), "method": "REINFORCE", "steps_done": step, "finished": finished}
+    save_adapter(model, tokenizer, cfg.output_dir, run_config)
+    print(f"saved {cfg.output_dir}")
+    if not finished:
+        sys.exit(130)  # 128 + SIGINT, so that a shell script stops too
