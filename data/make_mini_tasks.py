@@ -268,6 +268,18 @@ EDGE_INPUTS = {
 }
 
 
+def boundary_input(signature, k):
+    """An argument with items just below, at and just above the constant of the filter, and their negatives."""
+    values = [k - 1, k, k + 1, -k, k]
+    if signature == "nums: list":
+        return values
+    if signature == "n: int":
+        return int("".join(str(abs(value)) for value in values))
+    if signature == "s: str":
+        return " ".join("Abcdefgh"[:value] for value in values if value > 0)
+    return dict(zip(KEYS, values))
+
+
 def random_input(signature, rng, small=False):
     """An argument for the function; `small` ones fit on a line of a docstring."""
     size = rng.randint(2, 4) if small else rng.randint(4, 9)
@@ -305,7 +317,7 @@ def make_task(task_id, combination, rng):
     code = spec.signature() + spec.concise()
     signature = spec.source.signature
     examples = [random_input(signature, rng, small=True) for _ in range(2)]
-    inputs = list(EDGE_INPUTS[signature])
+    inputs = [*EDGE_INPUTS[signature], boundary_input(signature, spec.k)]
     while len(inputs) < NUM_ASSERTS:
         inputs.append(random_input(signature, rng))
     asserts = [f"    assert candidate({x!r}) == {run(code, spec.name, x)!r}\n" for x in inputs]

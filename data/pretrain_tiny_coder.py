@@ -7,8 +7,8 @@ learning has the room it has there: the right program is sampled more often than
 and the model seldom stops by itself.
 
 Wrong functions are of two sorts. A popular mistake (MISTAKES: >= for >, range(1, n), x * 2 for x squared,
-forgotten reverse=True) is more common than the right form, so greedy decoding makes it too; a random
-mistake puts some other filter, mapping or reduction in the place of the right one.
+forgotten reverse=True) is more common than the right form, so greedy decoding makes it too; a random mistake
+puts some other filter, mapping or reduction in the place of the right one.
 
     python data/pretrain_tiny_coder.py      # about 35 minutes on 2 cores; writes data/tiny_coder/
 """
@@ -36,15 +36,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SEED = 11
 NUM_FUNCTIONS = 80_000
-POPULAR_MISTAKE = 0.6  # share of functions with a popular mistake, where there is one for the combination
-RANDOM_MISTAKE = 0.35  # share of the other functions where one part is replaced by a random one
+RANDOM_MISTAKE = 0.35  # share of the functions without a popular mistake where a random part is wrong
 VERBOSE, STEPWISE = 0.6, 0.15  # styles of a function body; the rest are one-liners
-END = {
-    "strings": 0.65,
-    "lists": 0.2,
-    "numbers": 0.2,
-    "dicts": 0.2,
-}  # chance that the file ends after a function
+END = {"strings": 0.65, "lists": 0.3, "numbers": 0.3, "dicts": 0.3}  # chance that a function is the last one
 BLOCK = 256  # tokens per training row
 BATCH = 12  # rows per step
 VOCABULARY = 1024
@@ -53,27 +47,22 @@ VOCABULARY = 1024
 # The text
 # ---------------------------------------------------------------------------------------------------
 
-# A popular mistake swaps one part of the combination for another, or one piece of the code for another.
+# Popular mistakes: a part of the combination -> (the part that is written instead, how often).
 MISTAKES = {
-    "above": "atleast",
-    "below": "atmost",
-    "atleast": "above",
-    "squared": "doubled",
-    "absolute": "same",
-    "swapped": "upper",
-    "last": "first",
-    "descending": "sorted",
-    "unique": "sorted",
-    "backwards": "list",
-    "dashed": "joined",
+    "above": ("atleast", 0.75),
+    "below": ("atmost", 0.65),
+    "squared": ("doubled", 0.7),
+    "swapped": ("upper", 0.7),
+    "last": ("first", 0.6),
+    "descending": ("sorted", 0.75),
 }
-CODE_MISTAKES = [
-    ("range(1, n + 1)", "range(1, n)"),
-    ('"aeiouAEIOU"', '"aeiou"'),
-    ("// 2", "/ 2"),
-    ("<= 1", "< 1"),
-    (", default=0", ""),
-]
+# The same for pieces of the code.
+CODE_MISTAKES = {
+    "range(1, n + 1)": ("range(1, n)", 0.6),
+    '"aeiouAEIOU"': ('"aeiou"', 0.7),
+    "// 2": ("/ 2", 0.7),
+    ", default=0": ("", 0.65),
+}
 AFTERWORDS = [
     'print("done")\n',
     "# more to come\n",
@@ -90,31 +79,24 @@ def swap_part(spec, position, name):
     return Spec(tuple(parts), spec.k, spec.j)
 
 
-def with_mistake(spec, allowed, rng):
-    """(spec the body is written from, code mistake or None); `allowed` holds the pretraining combinations."""
-    popular = [(i, MISTAKES[part]) for i, part in enumerate(spec.combination) if i > 0 and part in MISTAKES]
-    popular = [
-        (i, name)
-        for i, name in popular
-        if (*spec.combination[:i], name, *spec.combination[i + 1 :]) in allowed
-    ]
-    in_code = [pair for pair in CODE_MISTAKES if pair[0] in spec.concise()]
-    if popular or in_code:
-        if rng.random() < POPULAR_MISTAKE:
-            choice = rng.choice(popular + in_code)
-            if choice in in_code:
-                return spec, choice
-            return swap_part(spec, *choice), None
-        return spec, None
-    if rng.random() < RANDOM_MISTAKE:
-        for _ in range(10):
-            position = rng.randint(1, 3)
-            table = (FILTERS[spec.source.kind], MAPS[spec.source.kind], REDUCTIONS)[position - 1]
-            parts = list(spec.combination)
-            parts[position] = rng.choice(list(table))
-            if tuple(parts) != spec.combination and tuple(parts) in allowed:
-                return Spec(tuple(parts), spec.k, spec.j), None
-    return spec, None
+def with_mistakes(spec, allowed, rng):
+    """(spec that the body is written from, [(piece of code, its replacement)]).
+
+    `allowed` holds the pretraining combinations: no mistake may lead to the combination of a mini task.
+    """
+    popular = [(i, *MISTAKES[part]) for i, part in enumerate(spec.combination) if i > 0 and part in MISTAKES]
+    in_code = [(piece, *wrong) for piece, wrong in CODE_MISTAKES.items() if piece in spec.concise()]
+    for position, part, rate in popular:
+        swapped = swap_part(spec, position, part)
+        if rng.random() < rate and swapped.combination in allowed:
+            spec = swapped
+    if not popular and not in_code and rng.random() < RANDOM_MISTAKE:
+        position = rng.randint(1, 3)
+        table = (FILTERS[spec.source.kind], MAPS[spec.source.kind], REDUCTIONS)[position - 1]
+        swapped = swap_part(spec, position, rng.choice(list(table)))
+        if swapped.combination in allowed:
+            spec = swapped
+    return spec, [(piece, wrong) for piece, wrong, rate in in_code if rng.random() < rate]
 
 
 def loop_body(spec, rng):
@@ -153,7 +135,7 @@ def stepwise_body(spec):
 def write_function(combination, allowed, rng):
     """(text of one function, chance that it is the last of its file)."""
     spec = random_spec(combination, rng)
-    body_spec, code_mistake = with_mistake(spec, allowed, rng)
+    body_spec, code_mistakes = with_mistakes(spec, allowed, rng)
     style = rng.random()
     if style < VERBOSE:
         body = loop_body(body_spec, rng)
@@ -161,12 +143,11 @@ def write_function(combination, allowed, rng):
         body = stepwise_body(body_spec)
     else:
         body = body_spec.concise()
-    if code_mistake:
-        body = body.replace(*code_mistake)
+    for piece, wrong in code_mistakes:
+        body = body.replace(piece, wrong)
     truth = spec.signature() + spec.concise()
-    inputs = [
-        random_input(spec.source.signature, rng, small=True) for _ in range(rng.choice([0, 0, 0, 1, 2, 2]))
-    ]
+    num_examples = rng.choice([0, 0, 0, 1, 2, 2])
+    inputs = [random_input(spec.source.signature, rng, small=True) for _ in range(num_examples)]
     examples = [(x, run(truth, spec.name, x)) for x in inputs]
     return prompt_of(spec, examples) + body, END[spec.source.topic]
 
@@ -258,18 +239,15 @@ def main():
     ids = []
     for row in tokenizer(files, verbose=False)["input_ids"]:
         ids += [*row, tokenizer.eos_token_id]
-    rows = torch.tensor(ids[: len(ids) // BLOCK * BLOCK]).view(
-        -1, BLOCK
-    )  # (N, BLOCK), files packed end to end
+    ids = torch.tensor(ids[: len(ids) // BLOCK * BLOCK])
+    rows = ids.view(-1, BLOCK)  # (N, BLOCK), files packed end to end
     model = build_model(tokenizer)
     print(
         f"{len(files)} files, {len(ids) / 1e6:.1f} M tokens, {model.num_parameters() / 1e6:.2f} M parameters"
     )
     print(f"{args.num_steps} steps x {BATCH} x {BLOCK} = {args.num_steps * BATCH * BLOCK / 1e6:.1f} M tokens")
 
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.1
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), args.learning_rate, (0.9, 0.95), weight_decay=0.1)
     start = time.time()
     order = torch.randperm(len(rows))
     for step in range(args.num_steps):
