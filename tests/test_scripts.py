@@ -1,0 +1,330 @@
+"""Each script through its real command line, a few steps on the tiny model in 4 bit; what users do wrong."""
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from peft import PeftModel
+from safetensors.torch import load_file
+
+import train_ppo_lora as ppo
+
+BASE = str(ROOT / "data/tiny_coder")
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run(script, *flags, cwd=ROOT):
+    """Run a script in a process of its own; (exit code, stdout, stderr)."""
+    command = [sys.executable, str(ROOT / script), *map(str, flags)]
+    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+def message_of(script, *flags):
+    """The one line with which a script stops; runs in this process, so that torch is imported only once."""
+    argv = sys.argv
+    sys.argv = [str(ROOT / script), *map(str, flags)]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    finally:
+        sys.argv = argv
+    message = stop.value.code
+    assert isinstance(message, str) and "\n" not in message  # python prints it and exits with 1
+    return message
+
+
+def lines(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with 24 training and 8 test tasks, and the adapters that the scripts make from them."""
+    work = tmp_path_factory.mktemp("work")
+    for side, number in (("train", 24), ("test", 8)):
+        head = (ROOT / f"data/mini_{side}.jsonl").read_text().splitlines(keepends=True)[:number]
+        (work / f"{side}.jsonl").write_text("".join(head))
+    train = ("--train_path", work / "train.jsonl")
+    commands = [
+        ("train_sft_lora.py", *train, "--model_name", BASE, "--output_dir", work / "sft", "--max_steps", 3),
+        (
+            "train_rl_lora.py",
+            *train,
+            "--sft_model",
+            work / "sft",
+            "--output_dir",
+            work / "rl",
+            "--num_steps",
+            2,
+        )
+        + ("--max_new_tokens", 40, "--learning_rate", 1e-3),
+        (
+            "train_ppo_lora.py",
+            *train,
+            "--sft_model",
+            work / "sft",
+            "--output_dir",
+            work / "ppo",
+            "--num_updates",
+            2,
+        )
+        + (
+            "--max_new_tokens",
+            40,
+            "--learning_rate",
+            1e-3,
+            "--length_penalty_alpha",
+            0.03,
+            "--batch_size",
+            6,
+        ),
+    ]
+    for command in commands:
+        code, out, err = run(*command)
+        assert code == 0, err
+        (work / f"{command[0]}.out").write_text(out)
+    return work
+
+
+@pytest.mark.parametrize(
+    "name, log", [("sft", "sft_train_log"), ("rl", "rl_train_log"), ("ppo", "ppo_train_log")]
+)
+def test_output_folder_is_complete(work, name, log):
+    folder = work / name
+    present = {path.name for path in folder.iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", f"{log}.jsonl"} <= present
+    assert not [path for path in present if path.endswith((".bin", ".pt", ".pkl")) or "unfinished" in path]
+    config = json.loads((folder / "run_config.json").read_text())
+    assert config["finished"] and config["seed"] == 42
+    assert config["method"] == {"sft": "SFT", "rl": "REINFORCE", "ppo": "PPO"}[name]
+    PeftModel.from_pretrained(ppo.load_base(BASE, "cpu")[0], folder)
+
+
+def test_logs_have_the_documented_fields(work):
+    sft = lines(work / "sft/sft_train_log.jsonl")
+    assert [row["step"] for row in sft] == [1, 2, 3]
+    rl = lines(work / "rl/rl_train_log.jsonl")
+    assert [row["step"] for row in rl] == [1, 2]
+    assert {"base_reward", "length_penalty", "reward", "gen_len", "loss"} <= set(rl[0])
+    assert rl[0]["reward"] == pytest.approx(rl[0]["base_reward"] - 0.01 * rl[0]["gen_len"] / 100)
+    updates = lines(work / "ppo/ppo_train_log.jsonl")
+    assert [row["update"] for row in updates] == [1, 2]
+    assert {"batch_size", "avg_reward", "avg_base_reward", "avg_gen_len", "clip_frac"} <= set(updates[0])
+    assert updates[0]["avg_reward"] == pytest.approx(
+        updates[0]["avg_base_reward"] - 0.03 * updates[0]["avg_gen_len"] / 100
+    )
+
+
+def test_samples_agree_with_the_log(work):
+    samples = lines(work / "ppo/samples.jsonl")
+    for row in lines(work / "ppo/ppo_train_log.jsonl"):
+        mine = [sample for sample in samples if sample["update"] == row["update"]]
+        assert len(mine) == row["batch_size"] == 6
+        passed = sum(sample["outcome"] == "passed" for sample in mine)
+        assert row["avg_base_reward"] == pytest.approx(passed / 6)
+        assert row["avg_gen_len"] == pytest.approx(sum(sample["gen_len"] for sample in mine) / 6)
+
+
+def test_training_prints_its_preflight_and_no_warning(work):
+    for script in ("train_rl_lora.py", "train_ppo_lora.py"):
+        out = (work / f"{script}.out").read_text()
+        assert "24/24 reference solutions pass" in out
+        assert "warning" not in out
+
+
+@pytest.mark.parametrize("name", ["sft", "rl", "ppo"])
+def test_training_moves_the_adapter(work, name):
+    weights = load_file(work / name / "adapter_model.safetensors")
+    assert any(tensor.abs().max() > 0 for key, tensor in weights.items() if "lora_B" in key)
+    if name != "sft":
+        before = load_file(work / "sft/adapter_model.safetensors")
+        assert any(not tensor.equal(before[key]) for key, tensor in weights.items())
+
+
+def test_evaluation_of_base_and_adapter_then_table(work):
+    results = work / "results"
+    flags = ("--data_path", work / "test.jsonl", "--results_dir", results, "--max_new_tokens", 40)
+    for name, model in (("base", BASE), ("sft", work / "sft"), ("ppo", work / "ppo")):
+        code, out, err = run("eval_humaneval.py", "--model_path", model, "--exp_name", name, *flags)
+        assert code == 0, err
+        rows = lines(results / f"{name}_per_task.jsonl")
+        metrics = json.loads((results / f"{name}_metrics.json").read_text())
+        assert [row["task_id"] for row in rows] == [f"mini_test/{i}" for i in range(8)]
+        assert metrics["num_tasks"] == 8
+        assert metrics["is_lora"] == (name != "base")
+        assert (
+            metrics["num_pass"] == sum(row["passed"] for row in rows) == metrics["outcomes"].get("passed", 0)
+        )
+        assert metrics["pass_at_1"] == metrics["num_pass"] / 8
+        assert metrics["num_pass_truncated"] == sum(row["passed_truncated"] for row in rows)
+        assert metrics["avg_gen_len"] == pytest.approx(sum(row["gen_len"] for row in rows) / 8)
+        assert all(row["gen_len"] <= 40 for row in rows)
+    code, out, err = run("compare_runs.py", "--results_dir", results)
+    assert code == 0, err
+    assert "PPO" in out and "SFT" in out
+    for name in ("results.md", "pass_vs_length.png", "learning_curves.png"):
+        assert (results / name).stat().st_size > 200
+
+
+def test_same_seed_same_adapter(work):
+    """Two runs with the same seed end bit-equal on a CPU."""
+    flags = ("--train_path", work / "train.jsonl", "--sft_model", work / "sft", "--num_updates", 1)
+    flags += ("--max_new_tokens", 20, "--learning_rate", 1e-3)
+    adapters = []
+    for name in ("first", "second"):
+        code, _, err = run("train_ppo_lora.py", *flags, "--output_dir", work / name)
+        assert code == 0, err
+        adapters.append((work / name / "adapter_model.safetensors").read_bytes())
+    assert adapters[0] == adapters[1]
+
+
+def test_interrupt_saves_the_adapter(work):
+    """Ctrl-C: the adapter is there, the exit code says stopped, and run_config.json does not say finished."""
+    flags = [
+        "--train_path",
+        work / "train.jsonl",
+        "--sft_model",
+        work / "sft",
+        "--output_dir",
+        work / "stopped",
+    ]
+    flags += ["--num_updates", 1000, "--max_new_tokens", 20]
+    command = [sys.executable, "-u", str(ROOT / "train_ppo_lora.py"), *map(str, flags)]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    log = work / "stopped/ppo_train_log.jsonl"
+    deadline = time.time() + 120
+    while not (log.is_file() and log.read_text()) and time.time() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in out
+    assert (work / "stopped/adapter_model.safetensors").is_file()
+    config = json.loads((work / "stopped/run_config.json").read_text())
+    assert not config["finished"] and config["updates_done"] == len(lines(log))
+
+
+# ---- what users do wrong ----
+
+
+def test_missing_task_file():
+    message = message_of("train_sft_lora.py", "--train_path", "nowhere.jsonl", "--model_name", BASE)
+    assert "nowhere.jsonl" in message
+
+
+@pytest.mark.parametrize("script", ["train_sft_lora.py", "train_rl_lora.py", "train_ppo_lora.py"])
+def test_malformed_task_file(work, script):
+    broken = work / "broken.jsonl"
+    first = (work / "train.jsonl").read_text().splitlines()[0]
+    task = json.loads(first)
+    del task["test"]
+    broken.write_text(first + "\n" + json.dumps(task) + "\n")
+    message = message_of(script, "--train_path", broken)
+    assert "line 2" in message and "test" in message
+
+
+def test_malformed_task_file_in_evaluation(work):
+    (work / "half.jsonl").write_text((work / "train.jsonl").read_text()[:-20])
+    assert "line 24" in message_of("eval_humaneval.py", "--data_path", work / "half.jsonl")
+
+
+def test_unknown_model_or_no_network(work):
+    message = message_of(
+        "train_sft_lora.py", "--train_path", work / "train.jsonl", "--model_name", "nobody/no-such-model"
+    )
+    assert "nobody/no-such-model" in message and "network" in message and "PROFILE=tiny" in message
+
+
+def test_folder_that_is_no_adapter(work):
+    message = message_of("train_ppo_lora.py", "--train_path", work / "train.jsonl", "--sft_model", BASE)
+    assert "adapter_config.json" in message and "train_sft_lora.py" in message
+
+
+def test_adapter_of_another_base_model(work):
+    """The folder of the base model now holds a model of another shape."""
+    other = work / "other_base"
+    shutil.copytree(BASE, other)
+    config = json.loads((other / "config.json").read_text())
+    config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"] = 128, 2, 2
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    LlamaForCausalLM(LlamaConfig(**config)).save_pretrained(other)
+    adapter = work / "other_adapter"
+    shutil.copytree(work / "sft", adapter)
+    adapter_config = json.loads((adapter / "adapter_config.json").read_text())
+    adapter_config["base_model_name_or_path"] = str(other)
+    (adapter / "adapter_config.json").write_text(json.dumps(adapter_config))
+    for script, flag in (("train_rl_lora.py", "--sft_model"), ("eval_humaneval.py", "--model_path")):
+        data_flag = "--data_path" if flag == "--model_path" else "--train_path"
+        message = message_of(script, flag, adapter, data_flag, work / "train.jsonl")
+        assert "another base model" in message
+
+
+@pytest.mark.parametrize(
+    "script, flag", [("train_sft_lora.py", "--model_name"), ("train_ppo_lora.py", "--sft_model")]
+)
+def test_output_folder_that_cannot_be_made(work, script, flag):
+    model = BASE if flag == "--model_name" else work / "sft"
+    (work / "a_file").write_text("")
+    message = message_of(
+        script, "--train_path", work / "train.jsonl", flag, model, "--output_dir", work / "a_file/below"
+    )
+    assert "a_file/below" in message
+
+
+@pytest.mark.parametrize(
+    "script, flag", [("train_sft_lora.py", "--model_name"), ("train_rl_lora.py", "--sft_model")]
+)
+def test_max_length_too_short_for_any_row(work, script, flag):
+    model = BASE if flag == "--model_name" else work / "sft"
+    arguments = ("--train_path", work / "train.jsonl", flag, model, "--output_dir", work / "short")
+    assert "--max_length 10" in message_of(script, *arguments, "--max_length", 10)
+
+
+def test_preflight_stops_the_run(work):
+    """A reference solution that fails means a reward that cannot be earned."""
+    tasks = lines(work / "train.jsonl")
+    tasks[3]["canonical_solution"] = "    return None\n"
+    (work / "dead.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    for script in ("train_rl_lora.py", "train_ppo_lora.py"):
+        message = message_of(
+            script,
+            "--train_path",
+            work / "dead.jsonl",
+            "--sft_model",
+            work / "sft",
+            "--output_dir",
+            work / "y",
+        )
+        assert tasks[3]["task_id"] in message
+
+
+def test_no_cuda_device():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    message = message_of(
+        "eval_humaneval.py", "--device", "cuda", "--data_path", ROOT / "data/mini_test.jsonl"
+    )
+    assert "--device cpu" in message
+
+
+def test_unknown_profile():
+    done = subprocess.run(
+        ["sh", "train_PPO.sh"],
+        cwd=ROOT,
+        env={**ENVIRONMENT, "PROFILE": "huge"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "deepseek or tiny" in done.stderr
