@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser, set_seed
 
@@ -58,10 +59,20 @@ class Config:
 
 
 # Same in every script (tests/test_copies.py keeps the copies equal).
-def parse_config(config_class):
-    """Config from the command line; pasted into a notebook, the kernel's own flags are not parsed."""
-    in_notebook = "kernel_launcher" in sys.argv[0]
-    return HfArgumentParser(config_class).parse_args_into_dataclasses([] if in_notebook else None)[0]
+def parse_config(config_class, positive):
+    """Config from the command line; pasted into a notebook, the kernel's own flags are not parsed.
+
+    Raises SystemExit with one line at an unknown flag and where a field named in `positive` is not above 0.
+    """
+    flags = [] if "kernel_launcher" in sys.argv[0] else None
+    parser = HfArgumentParser(config_class)
+    config, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
+    if unknown:
+        raise SystemExit(f"unknown flags: {' '.join(unknown)}; --help lists the known ones")
+    for name in positive:
+        if getattr(config, name) <= 0:
+            raise SystemExit(f"--{name} must be above 0, not {getattr(config, name)}")
+    return config
 
 
 # A base model goes on after the function; what follows its first new top-level statement is not its answer.
@@ -103,7 +114,7 @@ def load_base(model_name, device):
     """
     dtype = torch.float32
     if device.startswith("cuda"):
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -125,6 +136,14 @@ def load_base(model_name, device):
             f"cannot load the base model {model_name!r} ({reason}). It must be a folder with safetensors or "
             "a name on the Hugging Face hub, which needs a network; without one: PROFILE=tiny sh train_PPO.sh"
         )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masks come from lengths, so any token will do
+    text = "def f(x):\n    return x + 1"
+    if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
+        raise SystemExit(f"the tokenizer of {model_name!r} does not keep the text; try a newer transformers")
+    for module in model.modules():  # else generate() repacks the weights for a CPU kernel without gradients
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
     return model, tokenizer
 
@@ -142,11 +161,9 @@ def load_adapter(adapter_dir, device, is_trainable):
         base_name = PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path
         base, tokenizer = load_base(base_name, device)
         model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise SystemExit(
-            f"cannot load the adapter {adapter_dir}; was it made for another base model? ({reason})"
-        )
+        raise SystemExit(f"cannot load {adapter_dir}: {reason} (other shapes: made for another base model)")
     return model, tokenizer
 
 
@@ -197,13 +214,17 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------------
     # Setup
     # -----------------------------------------------------------------------------------------------
-    cfg = parse_config(Config)
+    cfg = parse_config(Config, ("max_new_tokens", "top_p", "batch_size"))
+    if cfg.temperature < 0 or "/" in cfg.exp_name:
+        raise SystemExit("--temperature must be at least 0, and --exp_name, part of file names, without a /")
     set_seed(cfg.seed)
     device = cfg.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit(f"--device {device}: no CUDA device here; use --device cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SystemExit(f"--device {device}: {str(error).splitlines()[0]}; --device cpu runs anywhere")
     tasks = read_tasks(cfg.data_path)
     if cfg.debug_first_n > 0:
         tasks = tasks[: cfg.debug_first_n]
@@ -297,6 +318,9 @@ if __name__ == "__main__":
     }
     per_task = "".join(json.dumps(row) + "\n" for row in rows)
     write_atomically(Path(cfg.results_dir, f"{cfg.exp_name}_per_task.jsonl"), per_task)
+    errors = metrics["outcomes"].get("error", 0) + metrics["outcomes_truncated"].get("error", 0)
+    if errors:
+        raise SystemExit(f"the sandbox itself failed on {errors} programs: no metrics written; run it again")
     write_atomically(
         Path(cfg.results_dir, f"{cfg.exp_name}_metrics.json"), json.dumps(metrics, indent=2) + "\n"
     )
@@ -304,6 +328,3 @@ if __name__ == "__main__":
         f"{cfg.exp_name}: {num_pass}/{len(tasks)} as generated, "
         f"{num_pass_truncated}/{len(tasks)} cut at stop words, {metrics['avg_gen_len']:.1f} tokens on average"
     )
-    errors = metrics["outcomes"].get("error", 0) + metrics["outcomes_truncated"].get("error", 0)
-    if errors:
-        print(f"warning: the sandbox itself failed on {errors} programs; they count as not passed")

@@ -22,7 +22,8 @@ deepseek)
     TEST=data/humaneval_test.jsonl
     NEW_TOKENS=256
     SFT_LR=5e-5
-    RL_LR=5e-6 # REINFORCE and PPO
+    RL_LR=5e-6
+    PPO_LR=5e-6
     RL_BATCH=4
     BASELINE=none
     RATIO_LEVEL=sequence
@@ -37,11 +38,12 @@ tiny)
     NEW_TOKENS=96
     SFT_LR=3.5e-4 # on purpose not enough to unlearn the mistakes of the base model: see README, "The tiny model"
     RL_LR=5e-4
+    PPO_LR=2e-4 # takes four steps where REINFORCE takes one; at 5e-4 batches of 4 collapse: see README
     RL_BATCH=8
     BASELINE=batch
     RATIO_LEVEL=token
     MICRO_BATCH=8
-    STEPS=50
+    STEPS=60
     ;;
 *)
     echo "PROFILE is deepseek or tiny, not $PROFILE" >&2
@@ -84,6 +86,7 @@ NUM_UPDATES=${NUM_UPDATES:-$STEPS}
 for ALPHA in 0.01 0.03; do
     for BATCH in 4 8; do
         RUN=ppo_alpha${ALPHA}_${BATCH}
+        [ "$NUM_UPDATES" = "$STEPS" ] || RUN=${RUN}_updates$NUM_UPDATES
         trained "checkpoints/${NAME}_lora_$RUN" "$SFT" || python train_ppo_lora.py \
             --sft_model "$SFT" \
             --train_path "$TRAIN" \
@@ -94,7 +97,7 @@ for ALPHA in 0.01 0.03; do
             --micro_batch_size "$MICRO_BATCH" \
             --num_updates "$NUM_UPDATES" \
             --ratio_level "$RATIO_LEVEL" \
-            --learning_rate "$RL_LR"
+            --learning_rate "$PPO_LR"
         evaluate "${NAME}_$RUN" "checkpoints/${NAME}_lora_$RUN"
     done
 done

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser, set_seed
 
@@ -68,10 +69,20 @@ class Config:
 
 
 # Same in every script (tests/test_copies.py keeps the copies equal).
-def parse_config(config_class):
-    """Config from the command line; pasted into a notebook, the kernel's own flags are not parsed."""
-    in_notebook = "kernel_launcher" in sys.argv[0]
-    return HfArgumentParser(config_class).parse_args_into_dataclasses([] if in_notebook else None)[0]
+def parse_config(config_class, positive):
+    """Config from the command line; pasted into a notebook, the kernel's own flags are not parsed.
+
+    Raises SystemExit with one line at an unknown flag and where a field named in `positive` is not above 0.
+    """
+    flags = [] if "kernel_launcher" in sys.argv[0] else None
+    parser = HfArgumentParser(config_class)
+    config, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
+    if unknown:
+        raise SystemExit(f"unknown flags: {' '.join(unknown)}; --help lists the known ones")
+    for name in positive:
+        if getattr(config, name) <= 0:
+            raise SystemExit(f"--{name} must be above 0, not {getattr(config, name)}")
+    return config
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -103,7 +114,7 @@ def load_base(model_name, device):
     """
     dtype = torch.float32
     if device.startswith("cuda"):
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -125,6 +136,14 @@ def load_base(model_name, device):
             f"cannot load the base model {model_name!r} ({reason}). It must be a folder with safetensors or "
             "a name on the Hugging Face hub, which needs a network; without one: PROFILE=tiny sh train_PPO.sh"
         )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masks come from lengths, so any token will do
+    text = "def f(x):\n    return x + 1"
+    if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
+        raise SystemExit(f"the tokenizer of {model_name!r} does not keep the text; try a newer transformers")
+    for module in model.modules():  # else generate() repacks the weights for a CPU kernel without gradients
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
     return model, tokenizer
 
@@ -142,11 +161,9 @@ def load_adapter(adapter_dir, device, is_trainable):
         base_name = PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path
         base, tokenizer = load_base(base_name, device)
         model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise SystemExit(
-            f"cannot load the adapter {adapter_dir}; was it made for another base model? ({reason})"
-        )
+        raise SystemExit(f"cannot load {adapter_dir}: {reason} (other shapes: made for another base model)")
     return model, tokenizer
 
 
@@ -275,13 +292,22 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------------
     # Setup
     # -----------------------------------------------------------------------------------------------
-    cfg = parse_config(Config)
+    cfg = parse_config(
+        Config,
+        (
+            "max_new_tokens",
+            "temperature",
+            "top_p",
+            "batch_size",
+            "num_steps",
+            "micro_batch_size",
+            "log_every",
+        ),
+    )
     if cfg.baseline not in ("none", "batch"):
         raise SystemExit(f"--baseline is none or batch, not {cfg.baseline!r}")
-    if cfg.temperature <= 0 or cfg.batch_size < (2 if cfg.baseline == "batch" else 1):
-        raise SystemExit(
-            "REINFORCE needs --temperature above 0, and --baseline batch a --batch_size of at least 2"
-        )
+    if cfg.baseline == "batch" and cfg.batch_size < 2:
+        raise SystemExit("--baseline batch compares completions: --batch_size must be at least 2")
     set_seed(cfg.seed)
     rng = random.Random(cfg.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -332,7 +358,7 @@ if __name__ == "__main__":
                 advantages = subtract_baseline(rewards, cfg.baseline)  # (B,)
 
                 # ---- update ----
-                model.train()  # with every dropout at 0; in eval mode a CPU may pick another 4-bit kernel
+                model.train()  # every dropout is 0
                 lengths = [len(prompt_ids[i]) + len(completion_ids[i]) for i in range(cfg.batch_size)]
                 order = sorted(range(cfg.batch_size), key=lengths.__getitem__)
                 total_tokens = sum(len(ids) for ids in completion_ids)

@@ -59,7 +59,9 @@ class Config:
     num_train_epochs: float = 1.0
     max_steps: int = 0  # optimizer steps; above 0 it replaces num_train_epochs
     learning_rate: float = 5e-5
-    warmup_ratio: float = 0.03  # share of the steps in which the learning rate rises; then it falls to 0
+    warmup_ratio: float = (
+        0.03  # share of the steps in which the learning rate rises from 0; then it falls to 0
+    )
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     max_length: int = 1024  # tokens; longer rows are cut, and left out when no solution token remains
@@ -69,10 +71,20 @@ class Config:
 
 
 # Same in every script (tests/test_copies.py keeps the copies equal).
-def parse_config(config_class):
-    """Config from the command line; pasted into a notebook, the kernel's own flags are not parsed."""
-    in_notebook = "kernel_launcher" in sys.argv[0]
-    return HfArgumentParser(config_class).parse_args_into_dataclasses([] if in_notebook else None)[0]
+def parse_config(config_class, positive):
+    """Config from the command line; pasted into a notebook, the kernel's own flags are not parsed.
+
+    Raises SystemExit with one line at an unknown flag and where a field named in `positive` is not above 0.
+    """
+    flags = [] if "kernel_launcher" in sys.argv[0] else None
+    parser = HfArgumentParser(config_class)
+    config, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
+    if unknown:
+        raise SystemExit(f"unknown flags: {' '.join(unknown)}; --help lists the known ones")
+    for name in positive:
+        if getattr(config, name) <= 0:
+            raise SystemExit(f"--{name} must be above 0, not {getattr(config, name)}")
+    return config
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -131,7 +143,7 @@ def load_base(model_name, device):
     """
     dtype = torch.float32
     if device.startswith("cuda"):
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -153,6 +165,14 @@ def load_base(model_name, device):
             f"cannot load the base model {model_name!r} ({reason}). It must be a folder with safetensors or "
             "a name on the Hugging Face hub, which needs a network; without one: PROFILE=tiny sh train_PPO.sh"
         )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masks come from lengths, so any token will do
+    text = "def f(x):\n    return x + 1"
+    if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
+        raise SystemExit(f"the tokenizer of {model_name!r} does not keep the text; try a newer transformers")
+    for module in model.modules():  # else generate() repacks the weights for a CPU kernel without gradients
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
     return model, tokenizer
 
@@ -203,7 +223,10 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------------
     # Setup
     # -----------------------------------------------------------------------------------------------
-    cfg = parse_config(Config)
+    cfg = parse_config(
+        Config,
+        ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "log_every"),
+    )
     set_seed(cfg.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tasks = read_tasks(cfg.train_path)
@@ -227,7 +250,9 @@ if __name__ == "__main__":
             f"no row of {cfg.train_path} keeps a solution token within --max_length {cfg.max_length}"
         )
     rows_per_step = cfg.per_device_train_batch_size * cfg.gradient_accumulation_steps
-    num_steps = cfg.max_steps or math.ceil(len(rows) * cfg.num_train_epochs / rows_per_step)
+    num_steps = (
+        cfg.max_steps if cfg.max_steps > 0 else math.ceil(len(rows) * cfg.num_train_epochs / rows_per_step)
+    )
     optimizer = torch.optim.AdamW(trainable, lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
     warmup_steps = math.ceil(cfg.warmup_ratio * num_steps)
     scheduler = get_linear_schedule_with_warmup(optimizer, warmup_steps, num_steps)

@@ -269,7 +269,7 @@ EDGE_INPUTS = {
 
 
 def boundary_input(signature, k):
-    """An argument with items just below, at and just above the constant of the filter, and their negatives."""
+    """An argument with items just below, at and just above the constant of the filter, and its negative."""
     values = [k - 1, k, k + 1, -k, k]
     if signature == "nums: list":
         return values

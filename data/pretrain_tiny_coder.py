@@ -10,7 +10,7 @@ Wrong functions are of two sorts. A popular mistake (MISTAKES: >= for >, range(1
 forgotten reverse=True) is more common than the right form, so greedy decoding makes it too; a random mistake
 puts some other filter, mapping or reduction in the place of the right one.
 
-    python data/pretrain_tiny_coder.py      # about 35 minutes on 2 cores; writes data/tiny_coder/
+    python data/pretrain_tiny_coder.py      # about 25 minutes on 2 cores; writes data/tiny_coder/
 """
 
 import argparse
