@@ -120,10 +120,12 @@ def notes(runs):
         if len(values) > 1:
             lines.append(f"Warning: these runs are not comparable, {field} differs: {values}.")
     sizes = " or ".join(str(n) for n in sorted({run["num_tasks"] for run in runs}))
-    error = max(math.sqrt(run["pass_at_1"] * (1 - run["pass_at_1"]) / run["num_tasks"]) for run in runs)
+    scores = [(run["pass_at_1"], run["num_tasks"]) for run in runs]
+    error = max(math.sqrt(p * (1 - p) / n) for p, n in scores)
     lines.append(
-        f"With {sizes} tasks one pass@1 carries a standard error of about {100 * error:.1f} points "
-        "(sqrt(p (1 - p) / n), largest row): do not read anything into smaller differences."
+        f"With {sizes} tasks one pass@1 carries a standard error of up to {100 * error:.1f} points "
+        "(sqrt(p (1 - p) / n)), the difference of two rows 1.4 times that: below twice this, read nothing "
+        "into a difference without a paired test."
     )
     return "\n\n".join(lines)
 

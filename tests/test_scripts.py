@@ -42,6 +42,16 @@ def message_of(script, *flags):
     return message
 
 
+def run_here(script, *flags):
+    """Run a script in this process; its variables, as a notebook would see them."""
+    argv = sys.argv
+    sys.argv = [str(ROOT / script), *map(str, flags)]
+    try:
+        return runpy.run_path(str(ROOT / script), run_name="__main__")
+    finally:
+        sys.argv = argv
+
+
 def lines(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
@@ -187,6 +197,43 @@ def test_same_seed_same_adapter(work):
     assert adapters[0] == adapters[1]
 
 
+@pytest.mark.parametrize(
+    "script, log, few, many",
+    [
+        ("train_rl_lora.py", "rl", {"--micro_batch_size": 1}, {"--micro_batch_size": 4}),
+        ("train_ppo_lora.py", "ppo", {"--micro_batch_size": 1}, {"--micro_batch_size": 4}),
+        (
+            "train_sft_lora.py",
+            "sft",
+            {"--per_device_train_batch_size": 1, "--gradient_accumulation_steps": 4},
+            {"--per_device_train_batch_size": 4, "--gradient_accumulation_steps": 1},
+        ),
+    ],
+)
+def test_micro_batch_size_changes_no_loss_and_no_gradient(work, script, log, few, many):
+    """The divisors of the losses are constants of the whole update, in the scripts themselves."""
+    flags = {"--train_path": work / "train.jsonl", "--output_dir": work / f"micro_{log}"}
+    if log == "sft":
+        flags |= {"--model_name": BASE, "--max_steps": 1, "--lora_dropout": 0.0}
+    else:
+        flags |= {
+            "--sft_model": work / "sft",
+            "--max_new_tokens": 24,
+            "--batch_size": 4,
+            "--temperature": 0.8,
+        }
+        flags |= {"--ppo_epochs": 1, "--num_updates": 1, "--ratio_level": "token"} if log == "ppo" else {}
+        flags |= {"--num_steps": 1} if log == "rl" else {}
+        flags |= {"--length_penalty_alpha": 1.0}  # so that no two rewards are equal
+    rows = []
+    for variant in (few, many):
+        run_here(script, *(word for pair in (flags | variant).items() for word in pair))
+        rows.append(lines(work / f"micro_{log}/{log}_train_log.jsonl")[0])
+    assert rows[0]["grad_norm"] > 0
+    for field in ("loss", "grad_norm"):
+        assert rows[0][field] == pytest.approx(rows[1][field], rel=1e-4, abs=1e-6)
+
+
 def test_interrupt_saves_the_adapter(work):
     """Ctrl-C: the adapter is there, the exit code says stopped, and run_config.json does not say finished."""
     flags = [
@@ -306,6 +353,45 @@ def test_preflight_stops_the_run(work):
             work / "y",
         )
         assert tasks[3]["task_id"] in message
+
+
+@pytest.mark.parametrize(
+    "script, flag, value, part",
+    [
+        ("train_ppo_lora.py", "--batchsize", 4, "--batchsize"),
+        ("train_ppo_lora.py", "--micro_batch_size", 0, "--micro_batch_size must be above 0"),
+        ("train_ppo_lora.py", "--batch_size", 1, "--batch_size must be at least 2"),
+        ("train_ppo_lora.py", "--ratio_level", "tokens", "sequence or token"),
+        ("train_rl_lora.py", "--log_every", 0, "--log_every must be above 0"),
+        ("train_rl_lora.py", "--baseline", "mean", "none or batch"),
+        (
+            "train_sft_lora.py",
+            "--gradient_accumulation_steps",
+            0,
+            "--gradient_accumulation_steps must be above 0",
+        ),
+        ("eval_humaneval.py", "--batch_size", 0, "--batch_size must be above 0"),
+        ("eval_humaneval.py", "--exp_name", "a/b", "--exp_name"),
+    ],
+)
+def test_wrong_flags(script, flag, value, part):
+    assert part in message_of(script, flag, value)
+
+
+def test_damaged_adapter(work):
+    shutil.copytree(work / "sft", work / "damaged")
+    weights = work / "damaged/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    message = message_of(
+        "eval_humaneval.py", "--model_path", work / "damaged", "--data_path", work / "test.jsonl"
+    )
+    assert "damaged" in message
+
+
+def test_results_folder_that_cannot_be_made(work):
+    (work / "a_results_file").write_text("")
+    flags = ("--data_path", work / "test.jsonl", "--results_dir", work / "a_results_file/below")
+    assert "--results_dir" in message_of("eval_humaneval.py", *flags, "--model_path", BASE)
 
 
 def test_no_cuda_device():

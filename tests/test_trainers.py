@@ -63,6 +63,13 @@ def test_base_is_quantised_to_4_bit(policy):
     assert weight.quant_type == "nf4" and weight.quant_state.nested  # nested = double quantisation
 
 
+def test_cpu_weights_are_not_repacked(policy):
+    """With AVX512-BF16, bitsandbytes would switch to a kernel without gradients at the first rollout."""
+    model, _ = policy
+    layers = [m for m in model.modules() if isinstance(m, Linear4bit)]
+    assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
 def test_only_lora_is_trained_and_in_float32(policy):
     model, _ = policy
     trainable = [(name, p.dtype) for name, p in model.named_parameters() if p.requires_grad]
