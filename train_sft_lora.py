@@ -112,9 +112,8 @@ def encode_row(tokenizer, task, max_length):
         labels = [-100, -100, -100, ..., \\n, return, x, EOS]
     """
     prompt_ids = encode_prompt(tokenizer, task)
-    solution_ids = tokenizer(reference(task), add_special_tokens=False)["input_ids"] + [
-        tokenizer.eos_token_id
-    ]
+    solution_ids = tokenizer(reference(task), add_special_tokens=False)["input_ids"]
+    solution_ids = [*solution_ids, tokenizer.eos_token_id]
     ids = prompt_ids + solution_ids
     labels = [-100] * len(prompt_ids) + solution_ids
     return ids[:max_length], labels[:max_length]
