@@ -1,6 +1,7 @@
 """Tokens, masks, log-probabilities, advantages and losses of the scripts, on the tiny model in 4 bit."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -245,6 +246,21 @@ def test_amount_and_content_of_padding_change_nothing(policy, rollout):
             model, prompt_ids + [long_prompt], completion_ids + [long_completion], 1.0, pad_token_id
         )
         assert_logprobs_equal(logprobs[:-1], mask[:-1], expected)
+
+
+def test_positions_count_from_the_first_real_token():
+    """Rotary embeddings are relative, so a Llama would not show the mistake; other models would."""
+
+    class Recorder:
+        device = "cpu"
+
+        def __call__(self, ids, position_ids, logits_to_keep, **arguments):
+            self.positions = position_ids
+            return SimpleNamespace(logits=torch.zeros(len(ids), logits_to_keep, 10))
+
+    model = Recorder()
+    ppo.completion_logprobs(model, [[5, 6], [7]], [[8, 9], [3]], 1.0, 1)
+    assert model.positions.tolist() == [[0, 1, 2, 3], [0, 0, 1, 1]]
 
 
 def test_logprobs_of_a_completion_that_retokenises_differently(policy):
