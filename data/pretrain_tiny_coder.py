@@ -2,9 +2,8 @@
 
 Its text is procedurally generated "code as the web has it", made from the combinations that no mini task
 uses: verbose loops more often than one-liners, many functions that do not do what their docstring says, and
-mostly more code after the first function. So the model has the habits of a real base model, and reinforcement
-learning has the room it has there: the right program is sampled more often than it is the most likely one,
-and the model seldom stops by itself.
+mostly more code after the first function. So the model seldom stops by itself, and greedy decoding makes
+mistakes that sampling does not always make: the room that reinforcement learning has.
 
 Wrong functions are of two sorts. A popular mistake (MISTAKES: >= for >, range(1, n), x * 2 for x squared,
 forgotten reverse=True) is more common than the right form, so greedy decoding makes it too; a random mistake
