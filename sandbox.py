@@ -1,53 +1,189 @@
-"""Runs untrusted programs and says whether they pass their test.
+"""Runs untrusted programs and says whether they pass their test: the reward of all scripts.
 
     trainer (torch, CUDA, tokens)    never forks; starts one zygote per worker
-       |  socket                     down: two open files, job and verdict; up: how the candidate ended
-    zygote (empty environment)       forks, supervises, kills and reaps; reads neither job nor verdict
+       |  socket                     down: open files, the job and a place for its result; up: how it ended
+    zygote (empty environment)       forks, supervises, kills and reaps; reads no file of a job
        |-- candidate                 runs the program; holds one socket to the judge, no test and no verdict
        `-- judge                     runs the test, calls the candidate over that socket, writes the verdict
 
 A program that shares an interpreter with its test can write its own mark: `sys.exit(0)`, an object equal to
-all others, a walk up the stack. Only plain data crosses this socket: a program can return values or die.
+all others, a walk up the stack. Only plain data crosses this socket: a program can return values or die. With
+stdin/stdout tests there is no judge, and the expected output never leaves the trainer.
 
-NOT stopped by this version: reading what its user may read (a test file on the disk!), the network, writing
-where everybody may write, filling the disk. Started by root, programs run as a user without rights; started
-by another user they run as that user, whose files they can change and whose processes, the trainer included,
-they can kill. So train in a container. A program cannot start threads or processes; its arguments are copies.
+Before they start, candidate and judge give up root, resources, system calls (seccomp) and files (Landlock);
+firejail, where installed, surrounds the zygote. What of that works on this machine is measured at each start:
+`python sandbox.py` shows it. NOT stopped: holes of the kernel, weak tests. A program has the standard library
+without sockets, processes and files; its arguments are copies, so no test sees what it changes in place.
 """
 
 import ast
+import atexit
 import builtins
-import contextlib
 import ctypes
+import errno
 import functools
+import gc
 import gzip
 import json
 import marshal
+import math
 import os
 import queue
 import random
 import select
+import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import chain
 
 if sys.platform == "linux":  # elsewhere the import succeeds and Sandbox() says what is missing
     import resource
 
     libc = ctypes.CDLL(None)
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
-CANDIDATE_UID, JUDGE_UID = 65534, 65533  # two users: a candidate cannot signal its judge
-PRELOAD = """bisect cmath collections copy datetime decimal enum fractions functools hashlib heapq itertools
-math numbers operator re statistics string textwrap threading typing""".split()
+# -- kernel layers: rights that a process gives up for good --------------------------------------------------
 
-# -- codec ---------------------------------------------------------------------------------------------------
+LAYERS = "seccomp", "landlock"  # take one out to see what the report says without it
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = (
+    1,
+    4,
+    22,
+    36,
+    38,
+)
+SECCOMP_FILTER, CLONE_THREAD, F_SETFL, F_DUPFD_CLOEXEC, CAPABILITY_VERSION = 2, 0x10000, 4, 1030, 0x20080522
+ALLOW, KILL, ERRNO, LE, EQ, MASKED_EQ = 0x7FFF0000, 0x80000000, 0x50000, 3, 4, 7  # SCMP_ACT_*, SCMP_CMP_*
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF, GET_VERSION, PATH_BENEATH = (
+    444,
+    445,
+    446,
+    1,
+    1,
+)  # system calls of Landlock
+READ_FILE, READ_DIR, TCP, SCOPES, FILE_RIGHTS = (
+    4,
+    8,
+    3,
+    3,
+    (0, 13, 14, 15, 15, 16),
+)  # the last: number by version
+HOME_FD, NOBODY = 63, 65534
+
+HARMLESS = """read write readv writev pread64 close close_range lseek mmap munmap mremap mprotect madvise
+ brk futex stat fstat lstat newfstatat statx access faccessat faccessat2 getdents64 getcwd readlink
+ readlinkat poll ppoll select pselect6 pipe pipe2 dup dup2 dup3 rt_sigaction rt_sigprocmask rt_sigreturn
+ sigaltstack alarm getitimer setitimer pause nanosleep clock_nanosleep clock_gettime clock_getres
+ gettimeofday time times restart_syscall sched_yield sched_getaffinity getpid getppid gettid getuid geteuid
+ getgid getegid getrlimit getrusage sysinfo uname getrandom set_robust_list rseq membarrier exit exit_group"""
+HARMFUL = """socket socketpair connect bind fork vfork execve execveat kill tkill tgkill pidfd_open ptrace
+ process_vm_readv process_vm_writev unlink unlinkat rmdir rename renameat renameat2 link linkat symlink
+ symlinkat truncate ftruncate chmod fchmod fchmodat chown fchown mkdir mkdirat mount unshare setns bpf
+ io_uring_setup memfd_create shmget setsid setpgid"""
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+RULES = (  # what to do, with which system calls, if which argument compares how
+    (ALLOW, HARMLESS),
+    (KILL, HARMFUL),
+    (ALLOW, "open", 1, MASKED_EQ, WRITING, 0),
+    (ALLOW, "openat", 2, MASKED_EQ, WRITING, 0),
+    (ALLOW, "clone", 0, MASKED_EQ, CLONE_THREAD, CLONE_THREAD),
+    (KILL, "clone", 0, MASKED_EQ, CLONE_THREAD, 0),
+    (ERRNO | errno.ENOSYS, "clone3"),  # its flags lie in memory; the C library goes back to clone
+    (ALLOW, "fcntl", 1, LE, F_SETFL, 0),  # not F_SETOWN, which sends signals
+    (ALLOW, "fcntl", 1, EQ, F_DUPFD_CLOEXEC, 0),
+    (ALLOW, "prlimit64", 0, EQ, 0, 0),  # 0 is the process itself
+)
+
+
+def seccomp_filter():
+    """Return RULES as code for the kernel; unknown calls get EPERM. Raises OSError without libseccomp."""
+    library = ctypes.CDLL(
+        "libseccomp.so.2"
+    )  # knows the numbers of each processor; comes with apt and systemd
+    library.seccomp_init.restype = ctypes.c_void_p
+    context = ctypes.c_void_p(library.seccomp_init(ERRNO | errno.EPERM))
+    for action, names, *condition in RULES:
+        comparison = struct.pack("IIQQ", *condition) if condition else b""
+        for name in names.split():
+            number = library.seccomp_syscall_resolve_name(name.encode())
+            library.seccomp_rule_add_array(
+                context, ctypes.c_uint(action), number, len(comparison) // 24, comparison
+            )
+    fd = os.memfd_create("code")
+    library.seccomp_export_bpf(context, fd)
+    return os.pread(fd, 1 << 16, 0)
+
+
+def landlock_ruleset():
+    """Return (file descriptor, version): only the standard library can be read; (-1, 0) without Landlock."""
+    fd, version = -1, libc.syscall(CREATE_RULESET, None, 0, GET_VERSION)
+    while fd < 0 < version:
+        rights = struct.pack("QQQ", (1 << FILE_RIGHTS[min(version, 5)]) - 1, TCP, SCOPES)
+        fd = libc.syscall(CREATE_RULESET, rights, 24 if version > 5 else 16 if version > 3 else 8, 0)
+        version -= fd < 0  # RHEL 9 announces version 6, but refuses its scopes
+    stdlib = os.path.dirname(os.__file__)
+    paths = [
+        "/dev/null",
+        "/dev/urandom",
+        "/usr/share/zoneinfo",
+        "/lib64",
+        f"/lib/{os.uname().machine}-linux-gnu",
+    ]
+    for directory in (
+        stdlib,
+        os.path.dirname(stdlib),
+    ):  # without site-packages: a benchmark may be installed there
+        names = (name for name in os.listdir(directory) if not name.startswith(("python", "site-", "dist-")))
+        paths += [f"{directory}/{name}" for name in names]
+    for right, path in ((READ_DIR, stdlib), *((READ_FILE, path) for path in paths)):
+        with suppress(OSError):  # some are not there
+            path_fd = os.open(path, os.O_PATH)
+            rule = struct.pack("=Qi", right | READ_DIR * os.path.isdir(path), path_fd)
+            libc.syscall(ADD_RULE, fd, PATH_BENEATH, rule, 0)
+            os.close(path_fd)
+    return fd, max(version, 0)
+
+
+def confine(ruleset, bpf, timeout, memory_mb, file_size):
+    """Give up the rights of this process."""
+    os.setsid()
+    limits = {
+        "AS": memory_mb << 20,
+        "CPU": int(timeout) + 3,
+        "FSIZE": file_size,
+        "CORE": 0,
+        "NOFILE": HOME_FD + 1,
+    }
+    for name, limit in {
+        **limits,
+        **({} if bpf else {"NPROC": 0}),
+    }.items():  # NPROC: no processes, but no threads either
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
+    signal.alarm(int(wall_limit(timeout)) + 1)  # third line of defence: a candidate may reset its own
+    code = ctypes.create_string_buffer(bpf)
+    program = struct.pack("HP", len(bpf) // 8, ctypes.addressof(code))
+    failed = libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    failed |= ruleset >= 0 and libc.syscall(RESTRICT_SELF, ruleset, 0)
+    failed |= bool(bpf) and libc.prctl(PR_SET_SECCOMP, SECCOMP_FILTER, program, 0, 0)
+    if failed:
+        raise OSError("a right could not be given up")
+
+
+def wall_limit(timeout):
+    """Seconds after which a job ends, however busy the machine is."""
+    return 5 * timeout + 1
+
+
+# -- plain-data codec ----------------------------------------------------------------------------------------
 
 FORMS = (  # tag, type, its parts, the way back
     ("i", int, lambda value: [hex(value)], lambda parts: int(parts[0], 16)),
@@ -71,7 +207,7 @@ def encode(value, kept=None):
         if issubclass(kind, base):
             return [tag, *(encode(part, kept) for part in parts(value))]
     if kind is Handle:
-        return ["o", value.target]
+        return ["o", vars(value)["_target"]]
     if kept is None:
         raise TypeError(f"cannot pass {kind.__name__} to the candidate")
     if hasattr(kind, "__next__"):
@@ -88,18 +224,21 @@ def decode(message, handle):
     return handle(*parts) if tag == "o" else BUILD[tag](parts)
 
 
-def send(stream, message):
-    """Write a message as one line of JSON."""
-    stream.write(json.dumps(message).encode() + b"\n")
-    stream.flush()
+class Channel:
+    """One JSON message per line over a socket, by read and write: its own system calls are not allowed."""
 
+    def __init__(self, fd):
+        self.reader, self.writer = open(fd, "rb"), open(fd, "wb", closefd=False)
 
-def receive(stream):
-    """Read a message; raises ConnectionError if the other side is gone."""
-    line = stream.readline()
-    if not line.endswith(b"\n"):
-        raise ConnectionError("closed")
-    return json.loads(line)
+    def send(self, message):
+        self.writer.write(json.dumps(message).encode() + b"\n")
+        self.writer.flush()
+
+    def receive(self):
+        line = self.reader.readline()
+        if not line.endswith(b"\n"):
+            raise ConnectionError("closed")
+        return json.loads(line)
 
 
 # -- candidate: may lie about everything, holds nothing worth stealing ---------------------------------------
@@ -109,43 +248,78 @@ class SourceError(Exception):
     """The program does not compile."""
 
 
-FAULTS = {SourceError: "syntax", MemoryError: "memory", PermissionError: "violation", object: "exception"}
+FAULTS = {
+    SourceError: "syntax",
+    MemoryError: "memory",
+    PermissionError: "violation",
+    BaseException: "exception",
+}
+OPERATIONS = {
+    "call": lambda function, *args, **kwargs: function(*args, **kwargs),
+    "get": getattr,
+    "set": setattr,
+}
 
 
-def load(source):
-    """Compile and run a program; return its namespace."""
+def load(name, source):
+    """Compile and run a program as the module `name`; return its namespace."""
+    builtins.exit = builtins.quit = sys.exit  # python -S leaves them out
+    module = sys.modules[name] = types.ModuleType(name)  # dataclasses look it up
     try:
         code = compile(source, "<candidate>", "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:  # ValueError: NUL bytes, lone surrogates
         raise SourceError(error) from None
-    builtins.exit = builtins.quit = sys.exit  # python -S leaves them out
-    module = sys.modules["solution"] = types.ModuleType("solution")  # dataclasses look it up
     exec(code, module.__dict__)
     return module.__dict__
 
 
-def serve(end):
-    """Run the program that comes first, then answer calls until the judge hangs up."""
-    stream = end.makefile("rwb")
-    namespace, kept = None, []
+def classify(error):
+    """Name the outcome for what a program raised."""
+    return next(outcome for kind, outcome in FAULTS.items() if isinstance(error, kind))
+
+
+def serve(fd):
+    """Run the program that comes first, then answer requests until the judge hangs up."""
+    channel, namespace, kept = Channel(fd), None, []
 
     def find(target):
-        return kept[target] if type(target) is int else namespace[target]
+        if type(target) is int:
+            return kept[target]
+        if target not in namespace and "Solution" in namespace:  # LeetCode's form, in APPS and TACO
+            return getattr(namespace["Solution"](), target)
+        return namespace[target]
 
-    send(stream, "ready")  # from here on a failure is the program's, not the sandbox's
     while True:
-        request = receive(stream)
+        operation, target, args, kwargs = channel.receive()
         try:
-            if namespace is None:
-                namespace, value = load(request), None
+            if operation == "load":
+                namespace, value = load("solution", target), None
             else:
-                target, args, kwargs = request
-                value = find(target)(*decode(args, find), **decode(kwargs, find))
-            send(stream, {"ok": encode(value, kept)})
+                value = OPERATIONS[operation](find(target), *decode(args, find), **decode(kwargs, find))
+            channel.send({"ok": encode(value, kept)})
         except BaseException as error:  # SystemExit too
-            outcome = next(name for kind, name in FAULTS.items() if isinstance(error, kind))
             names = [kind.__name__ for kind in type(error).__mro__]
-            send(stream, {"outcome": outcome, "names": names, "text": f"{names[0]}: {error}"[:300]})
+            channel.send({"outcome": classify(error), "names": names, "text": f"{names[0]}: {error}"[:300]})
+
+
+def run_script(source, stdin, stdout):
+    """Run a program between two files; exit status: 0, 1 or 100 + the place of its outcome in FAULTS."""
+    os.dup2(stdin, 0)
+    os.dup2(stdout, 1)
+    sys.stdin, sys.stdout = open(0, errors="replace"), open(1, "w", errors="replace")
+    try:
+        with open(source, errors="surrogatepass") as file:
+            load("__main__", file.read())
+        status = 0
+    except SystemExit as error:
+        status = int(error.code not in (None, 0))
+    except BaseException as error:
+        status = 100 + list(FAULTS.values()).index(classify(error))
+    with suppress(BaseException):
+        threading._shutdown()  # waits for its threads
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        os._exit(status)
 
 
 # -- judge: the only process with the test, the expected values and the verdict ------------------------------
@@ -164,18 +338,34 @@ class Handle:
     """An object that stayed in the candidate. Equality is identity: its own __eq__ is never asked."""
 
     def __init__(self, target, ask):
-        self.target, self.ask = target, ask
+        vars(self).update(_target=target, _ask=ask)
 
     def __call__(self, *args, **kwargs):
-        return self.ask([self.target, encode(args), encode(kwargs)])
+        return self._ask("call", self._target, encode(args), encode(kwargs))
+
+    def __getattr__(self, name):
+        return self._ask("get", self._target, encode([name]), encode({}))
+
+    def __setattr__(self, name, value):
+        self._ask("set", self._target, encode([name, value]), encode({}))
 
 
-def judge(end, job, verdict):
-    """Run the test in the file `job` against the candidate and write the verdict (both file descriptors)."""
+class Names(dict):
+    """The names of a test. With `ask`, those that it does not define are the program's."""
+
+    ask = None
+
+    def __missing__(self, name):
+        if not self.ask or hasattr(builtins, name):
+            raise KeyError(name)
+        return Handle(name, self.ask)
+
+
+def judge(fd, job, verdict):
+    """Run the test in the file `job` against the candidate and write the verdict (all file descriptors)."""
     with open(job, "rb") as file:
-        code, test, helpers, entry_point, n_asserts = marshal.load(file)
-    stream = end.makefile("rwb")
-    receive(stream)  # without "ready" there is no verdict, which makes outcome "error"
+        code, entry_point, has_program_names, helpers, test, n_asserts = marshal.load(file)
+    channel = Channel(fd)
     found = {"outcome": "passed", "message": "", "n_passed": 0, "n_tests": 0}
 
     def count(error, source=""):
@@ -185,35 +375,33 @@ def judge(end, job, verdict):
             outcome, message = getattr(error, "outcome", "exception"), getattr(error, "text", repr(error))
             if type(error) is AssertionError:
                 outcome, message = "failed", f"{source} {error}".strip()
-            found.update(outcome=outcome, message=str(message)[:300])
+            found.update(outcome=outcome, message=message[:300])
 
-    def ask(request):
+    def ask(*request):
         """Send a request; return what the candidate returned or raise what it raised."""
         try:
-            send(stream, request)
-            reply = receive(stream)
+            channel.send(request)
+            reply = channel.receive()
             if "ok" in reply:
                 return decode(reply["ok"], lambda index: Handle(index, ask))
-            kind = next((EXPECTED[name] for name in reply["names"] if name in EXPECTED), Exception)
-            outcome = reply["outcome"] if reply["outcome"] in FAULTS.values() else "violation"
-            text = str(reply["text"])
+            error = next((EXPECTED[name] for name in reply["names"] if name in EXPECTED), Exception)()
+            error.outcome = reply["outcome"] if reply["outcome"] in FAULTS.values() else "violation"
+            error.text = str(reply["text"])
         except Exception as fault:  # no reply, or none that encode() could have made
-            kind, text = CandidateDied, "the program ended early or broke its connection"
-            outcome = "died" if isinstance(fault, OSError) else "violation"
-        error = kind()
-        error.outcome, error.text = outcome, text
-        if kind is CandidateDied:
+            error = CandidateDied()
+            error.outcome = "died" if isinstance(fault, OSError) else "violation"
+            error.text = "the program ended early or broke its connection"
             count(error)  # noted now: a bare `except:` of the test may swallow it
         raise error
 
+    names = Names(__name__="test", __count__=count)
     try:
-        namespace = {"__name__": "test", "__count__": count}
-        with contextlib.suppress(Exception):
-            exec(helpers, namespace)  # trusted helpers from the prompt, e.g. poly() of HumanEval/32
-        candidate = namespace[entry_point] = Handle(entry_point, ask)
-        ask(code)
-        exec(test, namespace)
-        namespace["check"](candidate)
+        with suppress(Exception):
+            exec(helpers, names)  # trusted helpers from the prompt, e.g. poly() of HumanEval/32
+        names.ask = ask if has_program_names else None
+        names["__candidate__"] = names[entry_point] = Handle(entry_point, ask)
+        ask("load", code, None, None)
+        exec(test, names)
         if not n_asserts:
             count(None)  # nothing to count: the test as a whole is one case
         elif not found["n_tests"]:
@@ -225,140 +413,125 @@ def judge(end, job, verdict):
     os.write(verdict, json.dumps(list(found.values())).encode())
 
 
-# -- zygote: forks, supervises, kills and reaps; reads neither job nor verdict -------------------------------
+# -- zygote and trusted side ---------------------------------------------------------------------------------
+
+PRELOAD = """bisect cmath collections copy datetime decimal enum fractions functools hashlib heapq itertools
+ math numbers operator re statistics string textwrap threading typing""".split()
 
 
-def hard_limit(timeout):
-    """Wall-clock seconds after which a job ends, however busy the machine is."""
-    return 5 * timeout + 1
-
-
-def fork(function, args, unwanted, uid, directory, timeout, memory_mb):
-    """Run function(*args) in a confined child without the `unwanted` descriptors; return its pid."""
+def fork(function, fds, gate, rights):
+    """Run function(*fds) in a confined child without other descriptors; return its pid."""
     parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     try:
-        for fd in unwanted:
-            os.close(fd)
-        os.dup2(0, 2)  # /dev/null: programs do not write on the trainer's terminal
-        os.setsid()
-        os.chdir(directory)
-        os.environ["TMPDIR"] = directory
-        cpu, memory, one_mb = int(timeout) + 3, memory_mb << 20, 1 << 20
-        limits = {"CPU": cpu, "AS": memory, "FSIZE": one_mb, "CORE": 0, "NOFILE": 64, "NPROC": 0}
-        for name, limit in limits.items():
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit + (name == "CPU")))
-        if os.geteuid() == 0 and os.stat(directory).st_uid == CANDIDATE_UID:
-            os.setgroups([])
-            os.setresgid(uid, uid, uid)
-            os.setresuid(uid, uid, uid)
-        libc.capset((ctypes.c_uint32 * 2)(0x20080522), bytes(24))  # for a root that cannot change user
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before the line above
-            return None
-        signal.alarm(int(hard_limit(timeout)) + 1)  # soft: a candidate may reset its own
+        confine(*rights)
+        os.write(gate, b".")
+        for fd in {*range(3, HOME_FD)} - {*fds}:
+            with suppress(OSError):
+                os.close(fd)
         random.seed(0)
-        function(*args)
+        if os.getppid() == parent:  # it did not die before PR_SET_PDEATHSIG
+            function(*fds)
     finally:
-        os._exit(0)
+        os._exit(1)
 
 
 def queued(pid):
     """Seconds for which a process was ready to run but had no core."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/schedstat") as file:
+    with suppress(OSError), open(f"/proc/{pid}/schedstat") as file:
         return int(file.read().split()[1]) / 1e9
     return 0.0
 
 
 def supervise(poller, pids, timeout):
-    """Wait for the judge; return True if the time ran out. Queueing for a core costs none, sleeping does."""
+    """Wait for the end of a job; return True if out of time. Queueing for a core costs none, sleeping does."""
     start = time.monotonic()
     while True:
-        wall = time.monotonic() - start
-        left = min(timeout + sum(map(queued, pids)), hard_limit(timeout)) - wall
+        left = min(timeout + sum(map(queued, pids)), wall_limit(timeout)) - (time.monotonic() - start)
         if left <= 0:
             return True
         if poller.poll(max(10, 1000 * left)):
             return False
 
 
-def kill(pid):
-    """Kill a process and its group."""
-    for send_signal in (os.killpg, os.kill):
-        with contextlib.suppress(OSError):
-            send_signal(pid, signal.SIGKILL)
-
-
-def reap_all():
-    """Kill and reap all that is left below this process; as subreaper it inherits daemons too."""
-    with contextlib.suppress(ChildProcessError):
+def reap():
+    """Kill and reap all processes below this one, also daemons; return {pid: [wait status, usage]}."""
+    ended = {}
+    with suppress(ChildProcessError):
         while True:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                with open(f"/proc/self/task/{os.getpid()}/children") as file:
-                    for pid in file.read().split():
-                        kill(int(pid))
+            with open(f"/proc/self/task/{os.getpid()}/children") as file:
+                for pid in file.read().split():
+                    os.kill(int(pid), signal.SIGKILL)
+            pid, *ended[pid] = os.wait4(-1, 0)
+    return ended
 
 
-def remove(directory):
-    """Delete a directory with all that a program left in it; shutil.rmtree would fail at a deep tree."""
-    try:
-        os.rmdir(directory)
-    except OSError:
-        subprocess.run(["sh", "-c", 'chmod -R u+rwx "$0"; rm -rf "$0"', directory], stderr=subprocess.DEVNULL)
-
-
-def run_job(control, files, directory, timeout, memory_mb):
-    """Run one job; return [wait status of the candidate, time ran out, CPU seconds, wall-clock seconds]."""
+def run_job(control, files, timeout, rights):
+    """Run one job; return [was it confined, wait status, did its time run out, CPU seconds, wall seconds]."""
     start = time.monotonic()
-    if os.stat(os.__file__).st_mode & 0o004:  # otherwise another user could import nothing
-        with contextlib.suppress(OSError):
-            os.chown(directory, CANDIDATE_UID, -1)
-    limits = directory, timeout, memory_mb
+    confined, gate = os.pipe()
     ours, theirs = socket.socketpair()
-    unwanted = control.fileno(), ours.fileno(), *files
-    candidate = fork(serve, [theirs], unwanted, CANDIDATE_UID, *limits)
-    theirs.close()
-    referee = fork(judge, [ours, *files], [control.fileno()], JUDGE_UID, *limits)
+    if len(files) == 3:
+        pids = [fork(run_script, files, gate, rights)]
+    else:
+        pids = [
+            fork(serve, [theirs.fileno()], gate, rights),
+            fork(judge, [ours.fileno(), *files], gate, rights),
+        ]
     ours.close()
+    theirs.close()
+    done = os.pidfd_open(pids[-1])
     poller = select.poll()
-    done = os.pidfd_open(referee)
     poller.register(done, select.POLLIN)
     poller.register(control, 0)  # hang-up only: the trainer is gone
-    late = supervise(poller, (candidate, referee), timeout)
-    kill(candidate)
+    late = supervise(poller, pids, timeout)
+    os.kill(pids[0], signal.SIGKILL)
     poller.poll(1000 * late)  # the judge sees the death and writes what it counted
-    kill(referee)
-    os.waitpid(referee, 0)
-    _, status, usage = os.wait4(candidate, 0)
-    reap_all()
-    for fd in (done, *files):
+    status, usage = reap()[pids[0]]
+    os.close(gate)
+    was_confined = len(os.read(confined, 9)) == len(pids)
+    for fd in (done, confined, *files):
         os.close(fd)
-    return status, late, usage.ru_utime + usage.ru_stime, time.monotonic() - start
+    return was_confined, status, late, usage.ru_utime + usage.ru_stime, time.monotonic() - start
 
 
-def zygote(control_fd, timeout, memory_mb):
+def zygote():
     """Serve jobs until the trainer closes its socket or dies."""
+    if (
+        "PYTHONHOME" not in os.environ
+    ):  # through a descriptor, so that another user can use a Python below /root
+        os.dup2(os.open(sys.base_prefix, os.O_PATH), HOME_FD)
+        home = {"PYTHONHOME": f"/proc/self/fd/{HOME_FD}", "PYTHONHASHSEED": "0"}
+        os.execve("/proc/self/exe", sys.orig_argv, home)
     del sys.path[0]  # the trainer's own scripts
     for name in PRELOAD:
         __import__(name)
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+    control = socket.socket(fileno=os.dup(0))
+    os.dup2(1, 0)  # /dev/null
+    layers, timeout, memory_mb = json.loads(control.recv(999))
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # short of memory, the kernel takes us and not the trainer
+    network = os.readlink("/proc/self/ns/net")
+    with suppress(OSError):  # not root
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    libc.capset(struct.pack("II", CAPABILITY_VERSION, 0), bytes(24))  # for a root that cannot change user
     for option, value in ((PR_SET_DUMPABLE, 0), (PR_SET_NO_NEW_PRIVS, 1), (PR_SET_CHILD_SUBREAPER, 1)):
         libc.prctl(option, value, 0, 0, 0)
-    control = socket.socket(fileno=control_fd)
-    control.send(b"ready")
-    with contextlib.suppress(ConnectionError):
-        while files := socket.recv_fds(control, 16, 2)[1]:
-            directory = tempfile.mkdtemp(dir=os.getcwd())
-            report = run_job(control, files, directory, timeout, memory_mb)
-            remove(directory)
-            control.send(json.dumps(report).encode())
-    remove(os.getcwd())
-
-
-# -- trusted side --------------------------------------------------------------------------------------------
+    bpf = b""
+    with suppress(OSError):
+        bpf = seccomp_filter() if "seccomp" in layers else b""
+    ruleset, version = landlock_ruleset() if "landlock" in layers else (-1, 0)
+    report = {"seccomp": bool(bpf), "landlock": version, "uid": os.getuid(), "network namespace": network}
+    control.send(json.dumps(report).encode())
+    gc.freeze()  # forks copy less
+    with suppress(ConnectionError):
+        while files := (message := socket.recv_fds(control, 16, 3))[1]:
+            rights = ruleset, bpf, timeout, memory_mb, int(message[0])
+            control.send(json.dumps(run_job(control, files, timeout, rights)).encode())
 
 
 @dataclass(frozen=True)
@@ -366,8 +539,8 @@ class Result:
     """What became of one program. `message` is partly the program's own text: print its repr."""
 
     outcome: str  # passed | failed | exception | syntax | timeout | memory | violation | error
-    n_passed: int = 0  # asserts that held
-    n_tests: int = 0  # asserts that were executed, or that the test has if those are more
+    n_passed: int = 0  # asserts or cases that held
+    n_tests: int = 0  # those that were executed, or that the test has if these are more
     fraction: float = 0.0  # n_passed / n_tests, below 1 unless passed
     message: str = ""
     cpu: float = 0.0  # seconds of the candidate
@@ -377,14 +550,15 @@ class Result:
 class CountAsserts(ast.NodeTransformer):
     """Make every assert report to the judge instead of ending the test."""
 
-    template = "try:\n pass\n __count__(None)\nexcept Exception as __error:\n __count__(__error, '')"
     n_asserts = 0
 
     def visit_Assert(self, node):
         self.n_asserts += 1
-        wrapper = ast.parse(self.template).body[0]
-        wrapper.body[0] = node
-        wrapper.handlers[0].body[0].value.args[1].value = ast.unparse(node)
+        report = f"__count__(__error, {ast.unparse(node)!r})"
+        wrapper = ast.parse(f"try: pass\nexcept Exception as __error: {report}\nelse: __count__(None)").body[
+            0
+        ]
+        wrapper.body = [node]
         return ast.copy_location(wrapper, node)
 
     def visit_Try(self, node):
@@ -395,129 +569,255 @@ class CountAsserts(ast.NodeTransformer):
 
 @functools.lru_cache(maxsize=4096)
 def compile_test(test, prompt):
-    """Return (code of the test, code of the prompt, number of counted asserts)."""
+    """Return (code of the prompt, code of the test, number of counted asserts)."""
     counter = CountAsserts()
     tree = ast.fix_missing_locations(counter.visit(ast.parse(test)))
     helpers = compile("", "<prompt>", "exec")
     for source in (prompt.rstrip() + " pass", prompt):  # " pass" completes a header without docstring
-        with contextlib.suppress(SyntaxError, ValueError):
+        with suppress(SyntaxError, ValueError):
             helpers = compile(source, "<prompt>", "exec", dont_inherit=True)
-    return compile(tree, "<test>", "exec", dont_inherit=True), helpers, counter.n_asserts
+    return helpers, compile(tree, "<test>", "exec", dont_inherit=True), counter.n_asserts
 
 
-def combine(report, verdict, n_asserts):
-    """Make a Result of how the candidate ended (zygote) and of what was counted (judge)."""
-    status, late, cpu, wall = json.loads(report)
-    outcome, message, n_passed, n_tests = json.loads(verdict or '["error", "the judge died", 0, 0]')
-    if late or outcome == "died" and status & 127 in (signal.SIGXCPU, signal.SIGALRM):
-        outcome, message = "timeout", "out of time"
-    elif outcome == "died":
-        outcome = "exception"
+def ending(status, late):
+    """Name the outcome for how a program's process ended; "passed" if it did well."""
+    if late or status & 127 in (signal.SIGXCPU, signal.SIGALRM):
+        return "timeout"
+    if status & 127 == signal.SIGSYS:
+        return "violation"
+    return {0: "passed", **dict(enumerate(FAULTS.values(), 100))}.get(status >> 8 or status, "exception")
+
+
+def judged(n_asserts, verdict, status, late, cpu, wall):
+    """Make a Result of what the judge counted and how the candidate ended."""
+    if late and not verdict:  # the test itself ran out of time
+        verdict = '["timeout", "", 0, 0]'
+    outcome, message, n_passed, n_tests = json.loads(verdict)
+    if late or outcome == "died":
+        outcome = ending(status or 1, late)
     if outcome != "passed":
         n_tests = max(n_tests, n_asserts, n_passed + 1)
     return Result(outcome, n_passed, n_tests, n_passed / n_tests, message, cpu, wall)
 
 
+def compared(expected, output, status, late, cpu, wall):
+    """Make a Result of what a script printed: the same words in the same lines, decimals to 1e-6."""
+
+    def same(word, target):
+        with suppress(ValueError):
+            return (
+                word == target
+                or "." in target
+                and math.isclose(float(word), float(target), rel_tol=1e-6, abs_tol=1e-6)
+            )
+
+    texts = output.decode(errors="replace"), expected
+    lines, targets = ([line.split() for line in text.strip().split("\n")] for text in texts)
+    is_same = [*map(len, lines)] == [*map(len, targets)] and all(map(same, chain(*lines), chain(*targets)))
+    outcome = ending(status, late)
+    if outcome == "passed" and not is_same:
+        outcome = "failed"
+    return Result(outcome, int(outcome == "passed"), 1, float(outcome == "passed"), "", cpu, wall)
+
+
 class Worker:
     """One zygote, replaced when it has died."""
 
-    def __init__(self, timeout, memory_mb):
-        self.limits = timeout, memory_mb
+    def __init__(self, wrapper, timeout, memory_mb):
+        python = os.path.realpath(sys.executable)
+        self.command = [*wrapper, python, "-s", "-S", "-B", os.path.abspath(__file__), "--zygote"]
+        self.config = LAYERS, timeout, memory_mb
         self.process = None
 
     def start(self):
-        """Start the zygote; raises OSError if it does not answer."""
-        self.directory = tempfile.mkdtemp(prefix="sandbox-")
-        os.chmod(self.directory, 0o711)  # candidates pass through to their own directory
+        """Start the zygote and return what it says of itself; raises OSError or ValueError if it does not."""
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.control.settimeout(hard_limit(self.limits[0]) + 10)
-        home = os.open(sys.base_prefix, os.O_PATH)  # keeps a Python below /root importable for another user
-        python = [sys.executable, "-s", "-S", "-B", os.path.abspath(__file__)]
-        self.process = subprocess.Popen(
-            [*python, "--zygote", str(theirs.fileno()), *map(str, self.limits)],
-            env={"PYTHONHASHSEED": "0", "PYTHONHOME": f"/proc/self/fd/{home}"},
-            cwd=self.directory,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), home),
-            start_new_session=True,  # Ctrl-C is for the trainer
-        )
-        theirs.close()
-        os.close(home)
-        if self.control.recv(16) != b"ready":
-            raise OSError("the zygote did not start")
+        null = subprocess.DEVNULL
+        with theirs:  # a session of its own: Ctrl-C is for the trainer
+            self.process = subprocess.Popen(
+                self.command, env={}, cwd="/", stdin=theirs, stdout=null, stderr=null, start_new_session=True
+            )
+        self.control.settimeout(wall_limit(self.config[1]) + 10)
+        self.control.send(json.dumps(self.config).encode())
+        return json.loads(self.control.recv(999))
 
     def stop(self):
-        """Hang up: the zygote kills its children and ends."""
+        """End the zygote, and with it all that is below it."""
         if self.process:
             self.control.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(5)
             self.process.kill()
             self.process.wait()
-            remove(self.directory)
             self.process = None
 
-    def run(self, job, n_asserts):
-        """Run one job; outcome "error" if the zygote or the judge died."""
+    def run(self, parts, output_limit):
+        """Run one job, whose files are `parts`; return (what it wrote, *how it ended)."""
         report = b""
         try:
             if not self.process:
                 self.start()
-            with open(os.memfd_create("job"), "r+b") as body, open(os.memfd_create("out"), "r+b") as verdict:
-                body.write(job)
-                body.seek(0)
-                socket.send_fds(self.control, [b"job"], [body.fileno(), verdict.fileno()])
-                report = self.control.recv(1024)
-                verdict.seek(0)
-                return combine(report, verdict.read(), n_asserts)
-        except (OSError, ValueError) as error:  # ValueError: no report, or a verdict cut short
-            return Result("error", message=f"the zygote died: {error}")
+            with ExitStack() as stack:
+                files = [stack.enter_context(open(os.memfd_create("job"), "r+b")) for _ in (*parts, "output")]
+                for file, part in zip(files, parts):
+                    file.write(part)
+                    file.seek(0)
+                socket.send_fds(self.control, [b"%d" % output_limit], [file.fileno() for file in files])
+                report = self.control.recv(999)
+                was_confined, *how = json.loads(report)
+                if not was_confined:
+                    raise OSError("a process could not be confined")
+                files[-1].seek(0)
+                return files[-1].read(), *how
         finally:
             if not report:  # Ctrl-C too: a late report must not be taken for the next job's
                 self.stop()
 
 
-class Sandbox(contextlib.ExitStack):
+ACTS = {  # what must not succeed for a promise to hold
+    "network": (
+        "socket.create_connection(('127.0.0.1', PORT), 1)",
+        "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'', ('127.0.0.1', PORT))",
+    ),
+    "processes": ("os.fork() or os._exit(0)",),
+    "write": ("open(PATH, 'a')", "open(PATH + '.new', 'x')", "os.utime(PATH)", "os.chmod(PATH, 0o666)"),
+    "read": ("open(PATH)", "os.listdir('/')"),
+    "signals": ("os.kill(os.getppid(), 0)",),
+}
+CALL = """import json
+def check(candidate):
+    args, expected = json.loads({!r})
+    assert json.loads(json.dumps(candidate(*args))) == expected
+"""
+
+
+def firejail():
+    """Return the command that takes network and home from a zygote, [] where firejail is not installed."""
+    path, home = shutil.which("firejail"), os.path.expanduser("~/")
+    needed = [path for path in (sys.base_prefix, os.path.abspath(__file__)) if path.startswith(home)]
+    files = [f"--whitelist={path}" for path in needed] or ["--private"]
+    return [path, "--quiet", "--noprofile", "--net=none", *files] if path else []
+
+
+class Sandbox(ExitStack):
     """Checks programs, `workers` at a time (None: one per available core). Use `with`, or call close().
 
     A program has memory_mb of address space and `timeout` seconds; 5 * timeout + 1 if it queues for a core.
+    wrapper: a command around each zygote; "auto" is firejail, where it has an effect. require: what must be true
+    in `report`; None is all of ACTS, or the words in the environment variable SANDBOX_REQUIRE.
     """
 
-    def __init__(self, workers=None, timeout=2.0, memory_mb=512):
+    def __init__(self, workers=None, timeout=2.0, memory_mb=512, wrapper="auto", require=None):
         super().__init__()
         if sys.platform != "linux":
             raise SystemExit("sandbox.py needs Linux (on Windows use WSL2, on a Mac a Linux container)")
         libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # we hold the tests, and candidates may share our user
-        self.workers = [Worker(timeout, memory_mb) for _ in range(workers or len(os.sched_getaffinity(0)))]
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        tried = []
+        for command in [firejail(), []] if wrapper == "auto" else [list(wrapper)]:
+            self.workers = [Worker(command, timeout, memory_mb) for _ in range(workers or max(1, cores))]
+            tried.append(os.path.basename(command[0]) if command else "none")
+            with suppress(OSError, ValueError):
+                layers = self.workers[0].start()
+                layers["network namespace"] = layers["network namespace"] != os.readlink("/proc/self/ns/net")
+                if layers["network namespace"] or not command:
+                    break
+            self.workers[0].stop()
+            tried[-1] += " has no effect"
+        else:
+            raise SystemExit(f"sandbox: {tried[-1]} on this machine")
         self.idle = queue.SimpleQueue()
         for worker in self.workers:
             self.callback(worker.stop)
-            worker.start()
             self.idle.put(worker)
         self.pool = ThreadPoolExecutor(len(self.workers))
         self.callback(self.pool.shutdown, cancel_futures=True)
+        self.report = {**self._measure(), **layers, "wrapper": ", ".join(tried)}
+        if require is None:
+            require = os.environ.get("SANDBOX_REQUIRE", " ".join(ACTS)).split()
+        if broken := [promise for promise in require if not self.report.get(promise)]:
+            self.close()
+            kept = " ".join(promise for promise in require if promise not in broken)
+            raise SystemExit(
+                f"sandbox: nothing keeps programs from {', '.join(broken)} here (see: python sandbox.py). To run "
+                f"them all the same, put SANDBOX_REQUIRE='{kept}' before the command"
+            )
+
+    def _measure(self):
+        """Let programs try what they must not do; return which promises hold."""
+        with tempfile.TemporaryDirectory() as directory, socket.create_server(("127.0.0.1", 0)) as server:
+            path = os.path.join(directory, "file")
+            open(path, "w").close()
+            os.chmod(path, 0o666)
+            os.chmod(directory, 0o777)
+
+            def outcome(act):
+                names = f"import os, socket\nPATH, PORT = {path!r}, {server.getsockname()[1]}\n"
+                return self.check(f"{names}def f():\n    {act}", "def check(f):\n    f()", "f").outcome
+
+            if outcome("pass") != "passed":
+                self.close()
+                raise SystemExit("sandbox: no program runs on this machine")
+            return {name: not {*map(outcome, acts)} & {"passed", "error"} for name, acts in ACTS.items()}
+
+    def _run(self, parts, make_result, output_limit=1 << 20):
+        """Run a job on an idle worker and make a Result of what came of it; retry our own faults once."""
+        worker = self.idle.get()
+        try:
+            for _ in range(2):
+                try:
+                    return make_result(*worker.run(parts, output_limit))
+                except (OSError, ValueError) as error:
+                    fault = Result("error", message=f"the sandbox failed: {error}")
+            return fault
+        finally:
+            self.idle.put(worker)
+
+    def _test(self, code, test, entry_point, prompt, has_program_names):
+        try:
+            compiled = compile_test(test, prompt)
+        except (SyntaxError, ValueError) as error:
+            return Result("error", message=f"the test does not compile: {error}")
+        job = marshal.dumps((code, entry_point, has_program_names, *compiled))
+        return self._run([job], functools.partial(judged, compiled[-1]))
 
     def check(self, code, test, entry_point, prompt=""):
         """Run the program `code`; `test` defines check(candidate) and gets the function named `entry_point`.
 
         The test's helpers come from `prompt`, never from the program. Outcome "error": our own fault.
         """
-        try:
-            test_code, helpers, n_asserts = compile_test(test, prompt)
-        except (SyntaxError, ValueError) as error:
-            return Result("error", message=f"the test does not compile: {error}")
-        job = marshal.dumps((code, test_code, helpers, entry_point, n_asserts))
-        worker = self.idle.get()
-        try:
-            result = worker.run(job, n_asserts)
-            return worker.run(job, n_asserts) if result.outcome == "error" else result  # retried once
-        finally:
-            self.idle.put(worker)
+        return self._test(code, f"{test}\n\ncheck(__candidate__)\n", entry_point, prompt, False)
 
-    def map(self, jobs, progress=None):
-        """Check many (code, test, entry_point, prompt), in order; calls progress() after each."""
-        futures = [self.pool.submit(self.check, *job) for job in jobs]
+    def check_asserts(self, code, asserts, setup="", entry_point=""):
+        """Run the program `code` and a list of asserts that use its names, as in MBPP.
+
+        Names of builtins are the test's own; if the function is called `sum`, `entry_point` must say so.
+        """
+        return self._test(code, "\n".join([setup, *asserts]), entry_point, "", True)
+
+    def check_io(self, code, cases, fn_name=None):
+        """Run the program `code` once per case: (stdin, stdout), or (arguments, result) of `fn_name`.
+
+        For APPS and TACO. Ends at the first timeout, as each would cost as much; the cases left did not pass.
+        """
+        results = []
+        for given, expected in cases:
+            if fn_name:
+                test = CALL.format(json.dumps([given, expected]))
+                results.append(self.check(code, test, fn_name))
+            else:
+                parts = code.encode(errors="surrogatepass"), given.encode()
+                results.append(
+                    self._run(parts, functools.partial(compared, expected), 2 * len(expected) + (1 << 16))
+                )
+            if results[-1].outcome == "timeout":
+                break
+        n_passed = sum(result.outcome == "passed" for result in results)
+        worst = min(results, key=lambda result: (result.outcome != "error", result.outcome == "passed"))
+        cpu, wall = sum(result.cpu for result in results), sum(result.wall for result in results)
+        return Result(worst.outcome, n_passed, len(cases), n_passed / len(cases), worst.message, cpu, wall)
+
+    def map(self, jobs, progress=None, method=None):
+        """Call `method` (default: check) with each tuple of arguments, on all workers; results in order."""
+        futures = [self.pool.submit(method or self.check, *job) for job in jobs]
         for _ in as_completed(futures):
             if progress:
                 progress()
@@ -603,5 +903,9 @@ def preflight(sandbox, tasks):
     return f"preflight: {n}/{n} reference solutions pass, 0/{len(cheats)} cheats pass"
 
 
-if __name__ == "__main__" and sys.argv[1:2] == ["--zygote"]:
-    zygote(int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
+if __name__ == "__main__" and sys.argv[1:] == ["--zygote"]:
+    zygote()
+elif __name__ == "__main__":
+    with Sandbox(require=()) as sandbox:
+        for name, value in sandbox.report.items():
+            print(f"{name:20}{value}")
