@@ -54,29 +54,13 @@ if sys.platform == "linux":  # elsewhere the import succeeds and Sandbox() says 
 # -- kernel layers: rights that a process gives up for good --------------------------------------------------
 
 LAYERS = "seccomp", "landlock"  # take one out to see what the report says without it
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = (
-    1,
-    4,
-    22,
-    36,
-    38,
-)
-SECCOMP_FILTER, CLONE_THREAD, F_SETFL, F_DUPFD_CLOEXEC, CAPABILITY_VERSION = 2, 0x10000, 4, 1030, 0x20080522
-ALLOW, KILL, ERRNO, LE, EQ, MASKED_EQ = 0x7FFF0000, 0x80000000, 0x50000, 3, 4, 7  # SCMP_ACT_*, SCMP_CMP_*
-CREATE_RULESET, ADD_RULE, RESTRICT_SELF, GET_VERSION, PATH_BENEATH = (
-    444,
-    445,
-    446,
-    1,
-    1,
-)  # system calls of Landlock
-READ_FILE, READ_DIR, TCP, SCOPES, FILE_RIGHTS = (
-    4,
-    8,
-    3,
-    3,
-    (0, 13, 14, 15, 15, 16),
-)  # the last: number by version
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, SECCOMP_FILTER = 1, 4, 22, 2
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, CAPABILITY_VERSION = 36, 38, 0x20080522
+SCMP_ALLOW, SCMP_KILL, SCMP_ERRNO, SCMP_LE, SCMP_EQ, SCMP_MASKED_EQ = 0x7FFF0000, 0x80000000, 0x50000, 3, 4, 7
+CLONE_THREAD, F_SETFL, F_DUPFD_CLOEXEC = 0x10000, 4, 1030
+LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT, LANDLOCK_VERSION, PATH_BENEATH = 444, 445, 446, 1, 1
+READ_FILE, READ_DIR, TCP_RIGHTS, SCOPES = 4, 8, 3, 3
+FILE_RIGHTS = 0, 13, 14, 15, 15, 16  # how many, by version of Landlock; since version 5 all
 HOME_FD, NOBODY = 63, 65534
 
 HARMLESS = """read write readv writev pread64 close close_range lseek mmap munmap mremap mprotect madvise
@@ -91,33 +75,32 @@ HARMFUL = """socket socketpair connect bind fork vfork execve execveat kill tkil
  io_uring_setup memfd_create shmget setsid setpgid"""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 RULES = (  # what to do, with which system calls, if which argument compares how
-    (ALLOW, HARMLESS),
-    (KILL, HARMFUL),
-    (ALLOW, "open", 1, MASKED_EQ, WRITING, 0),
-    (ALLOW, "openat", 2, MASKED_EQ, WRITING, 0),
-    (ALLOW, "clone", 0, MASKED_EQ, CLONE_THREAD, CLONE_THREAD),
-    (KILL, "clone", 0, MASKED_EQ, CLONE_THREAD, 0),
-    (ERRNO | errno.ENOSYS, "clone3"),  # its flags lie in memory; the C library goes back to clone
-    (ALLOW, "fcntl", 1, LE, F_SETFL, 0),  # not F_SETOWN, which sends signals
-    (ALLOW, "fcntl", 1, EQ, F_DUPFD_CLOEXEC, 0),
-    (ALLOW, "prlimit64", 0, EQ, 0, 0),  # 0 is the process itself
+    (SCMP_ALLOW, HARMLESS),
+    (SCMP_KILL, HARMFUL),
+    (SCMP_ALLOW, "open", 1, SCMP_MASKED_EQ, WRITING, 0),
+    (SCMP_ALLOW, "openat", 2, SCMP_MASKED_EQ, WRITING, 0),
+    (SCMP_ALLOW, "clone", 0, SCMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD),
+    (SCMP_KILL, "clone", 0, SCMP_MASKED_EQ, CLONE_THREAD, 0),
+    (SCMP_ERRNO | errno.ENOSYS, "clone3"),  # its flags lie in memory; the C library goes back to clone
+    (SCMP_ALLOW, "fcntl", 1, SCMP_LE, F_SETFL, 0),  # not F_SETOWN, which sends signals
+    (SCMP_ALLOW, "fcntl", 1, SCMP_EQ, F_DUPFD_CLOEXEC, 0),
+    (SCMP_ALLOW, "prlimit64", 0, SCMP_EQ, 0, 0),  # 0 is the process itself
 )
 
 
 def seccomp_filter():
-    """Return RULES as code for the kernel; unknown calls get EPERM. Raises OSError without libseccomp."""
-    library = ctypes.CDLL(
-        "libseccomp.so.2"
-    )  # knows the numbers of each processor; comes with apt and systemd
+    """Return RULES as code for the kernel; unknown calls get EPERM. Raises OSError without libseccomp.
+
+    It knows the numbers of the system calls on each processor, and comes with apt and systemd.
+    """
+    library = ctypes.CDLL("libseccomp.so.2")
     library.seccomp_init.restype = ctypes.c_void_p
-    context = ctypes.c_void_p(library.seccomp_init(ERRNO | errno.EPERM))
+    context = ctypes.c_void_p(library.seccomp_init(SCMP_ERRNO | errno.EPERM))
     for action, names, *condition in RULES:
-        comparison = struct.pack("IIQQ", *condition) if condition else b""
+        compare = struct.pack("IIQQ", *condition) if condition else b""
         for name in names.split():
             number = library.seccomp_syscall_resolve_name(name.encode())
-            library.seccomp_rule_add_array(
-                context, ctypes.c_uint(action), number, len(comparison) // 24, comparison
-            )
+            library.seccomp_rule_add_array(context, ctypes.c_uint(action), number, bool(compare), compare)
     fd = os.memfd_create("code")
     library.seccomp_export_bpf(context, fd)
     return os.pread(fd, 1 << 16, 0)
@@ -125,30 +108,21 @@ def seccomp_filter():
 
 def landlock_ruleset():
     """Return (file descriptor, version): only the standard library can be read; (-1, 0) without Landlock."""
-    fd, version = -1, libc.syscall(CREATE_RULESET, None, 0, GET_VERSION)
+    fd, version = -1, libc.syscall(LANDLOCK_CREATE, None, 0, LANDLOCK_VERSION)
     while fd < 0 < version:
-        rights = struct.pack("QQQ", (1 << FILE_RIGHTS[min(version, 5)]) - 1, TCP, SCOPES)
-        fd = libc.syscall(CREATE_RULESET, rights, 24 if version > 5 else 16 if version > 3 else 8, 0)
+        rights = struct.pack("QQQ", (1 << FILE_RIGHTS[min(version, 5)]) - 1, TCP_RIGHTS, SCOPES)
+        fd = libc.syscall(LANDLOCK_CREATE, rights, 24 if version > 5 else 16 if version > 3 else 8, 0)
         version -= fd < 0  # RHEL 9 announces version 6, but refuses its scopes
     stdlib = os.path.dirname(os.__file__)
-    paths = [
-        "/dev/null",
-        "/dev/urandom",
-        "/usr/share/zoneinfo",
-        "/lib64",
-        f"/lib/{os.uname().machine}-linux-gnu",
-    ]
-    for directory in (
-        stdlib,
-        os.path.dirname(stdlib),
-    ):  # without site-packages: a benchmark may be installed there
-        names = (name for name in os.listdir(directory) if not name.startswith(("python", "site-", "dist-")))
-        paths += [f"{directory}/{name}" for name in names]
+    paths = f"/dev/null /dev/urandom /usr/share/zoneinfo /lib64 /lib/{os.uname().machine}-linux-gnu".split()
+    for folder in (stdlib, os.path.dirname(stdlib)):  # not site-packages: a benchmark may be installed there
+        names = (name for name in os.listdir(folder) if not name.startswith(("python", "site-", "dist-")))
+        paths += [f"{folder}/{name}" for name in names]
     for right, path in ((READ_DIR, stdlib), *((READ_FILE, path) for path in paths)):
         with suppress(OSError):  # some are not there
             path_fd = os.open(path, os.O_PATH)
             rule = struct.pack("=Qi", right | READ_DIR * os.path.isdir(path), path_fd)
-            libc.syscall(ADD_RULE, fd, PATH_BENEATH, rule, 0)
+            libc.syscall(LANDLOCK_ADD, fd, PATH_BENEATH, rule, 0)
             os.close(path_fd)
     return fd, max(version, 0)
 
@@ -156,23 +130,16 @@ def landlock_ruleset():
 def confine(ruleset, bpf, timeout, memory_mb, file_size):
     """Give up the rights of this process."""
     os.setsid()
-    limits = {
-        "AS": memory_mb << 20,
-        "CPU": int(timeout) + 3,
-        "FSIZE": file_size,
-        "CORE": 0,
-        "NOFILE": HOME_FD + 1,
-    }
-    for name, limit in {
-        **limits,
-        **({} if bpf else {"NPROC": 0}),
-    }.items():  # NPROC: no processes, but no threads either
+    limits = {"AS": memory_mb << 20, "CPU": int(timeout) + 3, "FSIZE": file_size, "CORE": 0, "NOFILE": 64}
+    if not bpf:
+        limits["NPROC"] = 0  # neither processes nor threads
+    for name, limit in limits.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
     signal.alarm(int(wall_limit(timeout)) + 1)  # third line of defence: a candidate may reset its own
     code = ctypes.create_string_buffer(bpf)
     program = struct.pack("HP", len(bpf) // 8, ctypes.addressof(code))
     failed = libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    failed |= ruleset >= 0 and libc.syscall(RESTRICT_SELF, ruleset, 0)
+    failed |= ruleset >= 0 and libc.syscall(LANDLOCK_RESTRICT, ruleset, 0)
     failed |= bool(bpf) and libc.prctl(PR_SET_SECCOMP, SECCOMP_FILTER, program, 0, 0)
     if failed:
         raise OSError("a right could not be given up")
@@ -248,17 +215,8 @@ class SourceError(Exception):
     """The program does not compile."""
 
 
-FAULTS = {
-    SourceError: "syntax",
-    MemoryError: "memory",
-    PermissionError: "violation",
-    BaseException: "exception",
-}
-OPERATIONS = {
-    "call": lambda function, *args, **kwargs: function(*args, **kwargs),
-    "get": getattr,
-    "set": setattr,
-}
+FAULTS = {SourceError: "syntax", MemoryError: "memory", PermissionError: "violation", object: "exception"}
+OPERATIONS = {"call": lambda f, *args, **kwargs: f(*args, **kwargs), "get": getattr, "set": setattr}
 
 
 def load(name, source):
@@ -446,7 +404,7 @@ def queued(pid):
 
 
 def supervise(poller, pids, timeout):
-    """Wait for the end of a job; return True if out of time. Queueing for a core costs none, sleeping does."""
+    """Wait for the end of a job; return True if out of time. Waiting for a core costs none."""
     start = time.monotonic()
     while True:
         left = min(timeout + sum(map(queued, pids)), wall_limit(timeout)) - (time.monotonic() - start)
@@ -473,13 +431,10 @@ def run_job(control, files, timeout, rights):
     start = time.monotonic()
     confined, gate = os.pipe()
     ours, theirs = socket.socketpair()
-    if len(files) == 3:
-        pids = [fork(run_script, files, gate, rights)]
-    else:
-        pids = [
-            fork(serve, [theirs.fileno()], gate, rights),
-            fork(judge, [ours.fileno(), *files], gate, rights),
-        ]
+    roles = (
+        {run_script: files} if len(files) == 3 else {serve: [theirs.fileno()], judge: [ours.fileno(), *files]}
+    )
+    pids = [fork(role, fds, gate, rights) for role, fds in roles.items()]
     ours.close()
     theirs.close()
     done = os.pidfd_open(pids[-1])
@@ -499,12 +454,10 @@ def run_job(control, files, timeout, rights):
 
 def zygote():
     """Serve jobs until the trainer closes its socket or dies."""
-    if (
-        "PYTHONHOME" not in os.environ
-    ):  # through a descriptor, so that another user can use a Python below /root
+    if "PYTHONHOME" not in os.environ:  # a descriptor, so that another user can use a Python below /root
         os.dup2(os.open(sys.base_prefix, os.O_PATH), HOME_FD)
         home = {"PYTHONHOME": f"/proc/self/fd/{HOME_FD}", "PYTHONHASHSEED": "0"}
-        os.execve("/proc/self/exe", sys.orig_argv, home)
+        os.execve(sys.executable, sys.orig_argv, home)
     del sys.path[0]  # the trainer's own scripts
     for name in PRELOAD:
         __import__(name)
@@ -555,9 +508,8 @@ class CountAsserts(ast.NodeTransformer):
     def visit_Assert(self, node):
         self.n_asserts += 1
         report = f"__count__(__error, {ast.unparse(node)!r})"
-        wrapper = ast.parse(f"try: pass\nexcept Exception as __error: {report}\nelse: __count__(None)").body[
-            0
-        ]
+        source = f"try: pass\nexcept Exception as __error: {report}\nelse: __count__(None)"
+        wrapper = ast.parse(source).body[0]
         wrapper.body = [node]
         return ast.copy_location(wrapper, node)
 
@@ -605,11 +557,7 @@ def compared(expected, output, status, late, cpu, wall):
 
     def same(word, target):
         with suppress(ValueError):
-            return (
-                word == target
-                or "." in target
-                and math.isclose(float(word), float(target), rel_tol=1e-6, abs_tol=1e-6)
-            )
+            return word == target or "." in target and math.isclose(float(word), float(target), abs_tol=1e-6)
 
     texts = output.decode(errors="replace"), expected
     lines, targets = ([line.split() for line in text.strip().split("\n")] for text in texts)
@@ -674,13 +622,21 @@ class Worker:
 
 ACTS = {  # what must not succeed for a promise to hold
     "network": (
-        "socket.create_connection(('127.0.0.1', PORT), 1)",
-        "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'', ('127.0.0.1', PORT))",
+        "socket.create_connection(ADDRESS, 1)",
+        "s = socket.socket(type=socket.SOCK_DGRAM); s.connect(ADDRESS); s.send(b'x'); s.send(b'x')",
     ),
     "processes": ("os.fork() or os._exit(0)",),
     "write": ("open(PATH, 'a')", "open(PATH + '.new', 'x')", "os.utime(PATH)", "os.chmod(PATH, 0o666)"),
     "read": ("open(PATH)", "os.listdir('/')"),
     "signals": ("os.kill(os.getppid(), 0)",),
+}
+SELF_CHECK = {
+    "passed": "return a + 1",
+    "failed": "return type('', (), {'__eq__': lambda *_: True})()",
+    "exception": "exit(0)",
+    "timeout": "while True: pass",
+    "memory": "return bytearray(1 << 40)",
+    "violation": "open('/etc/passwd')",
 }
 CALL = """import json
 def check(candidate):
@@ -701,8 +657,8 @@ class Sandbox(ExitStack):
     """Checks programs, `workers` at a time (None: one per available core). Use `with`, or call close().
 
     A program has memory_mb of address space and `timeout` seconds; 5 * timeout + 1 if it queues for a core.
-    wrapper: a command around each zygote; "auto" is firejail, where it has an effect. require: what must be true
-    in `report`; None is all of ACTS, or the words in the environment variable SANDBOX_REQUIRE.
+    wrapper: a command around each zygote; "auto" is firejail, where it has an effect. require: what must be
+    true in `report`; None is all of ACTS, or the words in the environment variable SANDBOX_REQUIRE.
     """
 
     def __init__(self, workers=None, timeout=2.0, memory_mb=512, wrapper="auto", require=None):
@@ -737,20 +693,22 @@ class Sandbox(ExitStack):
             self.close()
             kept = " ".join(promise for promise in require if promise not in broken)
             raise SystemExit(
-                f"sandbox: nothing keeps programs from {', '.join(broken)} here (see: python sandbox.py). To run "
+                f"sandbox: nothing keeps programs from: {', '.join(broken)} (see python sandbox.py). To run "
                 f"them all the same, put SANDBOX_REQUIRE='{kept}' before the command"
             )
 
     def _measure(self):
         """Let programs try what they must not do; return which promises hold."""
-        with tempfile.TemporaryDirectory() as directory, socket.create_server(("127.0.0.1", 0)) as server:
+        tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(type=socket.SOCK_DGRAM)
+        udp.bind(tcp.getsockname())
+        with tcp, udp, tempfile.TemporaryDirectory() as directory:
             path = os.path.join(directory, "file")
             open(path, "w").close()
             os.chmod(path, 0o666)
             os.chmod(directory, 0o777)
 
             def outcome(act):
-                names = f"import os, socket\nPATH, PORT = {path!r}, {server.getsockname()[1]}\n"
+                names = f"import os, socket\nPATH, ADDRESS = {path!r}, {tcp.getsockname()}\n"
                 return self.check(f"{names}def f():\n    {act}", "def check(f):\n    f()", "f").outcome
 
             if outcome("pass") != "passed":
@@ -804,10 +762,9 @@ class Sandbox(ExitStack):
                 test = CALL.format(json.dumps([given, expected]))
                 results.append(self.check(code, test, fn_name))
             else:
-                parts = code.encode(errors="surrogatepass"), given.encode()
-                results.append(
-                    self._run(parts, functools.partial(compared, expected), 2 * len(expected) + (1 << 16))
-                )
+                files = code.encode(errors="surrogatepass"), given.encode()
+                limit = 2 * len(expected) + (1 << 16)
+                results.append(self._run(files, functools.partial(compared, expected), limit))
             if results[-1].outcome == "timeout":
                 break
         n_passed = sum(result.outcome == "passed" for result in results)
@@ -906,6 +863,11 @@ def preflight(sandbox, tasks):
 if __name__ == "__main__" and sys.argv[1:] == ["--zygote"]:
     zygote()
 elif __name__ == "__main__":
-    with Sandbox(require=()) as sandbox:
+    with Sandbox(timeout=1, require=()) as sandbox:
         for name, value in sandbox.report.items():
             print(f"{name:20}{value}")
+        for expected, body in SELF_CHECK.items():
+            result = sandbox.check(f"def f(a):\n    {body}", "def check(f):\n    assert f(3) == 4", "f")
+            print(
+                f"{body:60}{result.outcome:12}{'as expected' if result.outcome == expected else 'NOT ' + expected}"
+            )
