@@ -267,6 +267,7 @@ if __name__ == "__main__":
     progress.close()
     completions = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
     with Sandbox(timeout=cfg.time_limit) as sandbox:
+        print(f"sandbox: {sandbox.report}")
         progress = tqdm(total=2 * len(tasks), desc="scoring", disable=not sys.stderr.isatty())
         results = score(sandbox, tasks, completions, progress.update)
         truncated = score(sandbox, tasks, [truncate(text) for text in completions], progress.update)
@@ -310,6 +311,7 @@ if __name__ == "__main__":
         "outcomes_truncated": dict(Counter(row["outcome_truncated"] for row in rows)),
         "eval_seconds": time.time() - start,
         "device": device,
+        "sandbox": sandbox.report,
         **{
             name: value
             for name, value in asdict(cfg).items()

@@ -353,6 +353,7 @@ if __name__ == "__main__":
     # Training
     # -----------------------------------------------------------------------------------------------
     with Sandbox(timeout=cfg.time_limit) as sandbox:
+        print(f"sandbox: {sandbox.report}")
         print(preflight(sandbox, tasks))
         prepare_output_dir(cfg.output_dir)
         log_file = open(Path(cfg.output_dir, "ppo_train_log.jsonl"), "w")
@@ -430,6 +431,7 @@ if __name__ == "__main__":
                     "truncated": sum(truncated) / len(truncated),
                     "entropy_estimate": -sum(old.sum().item() for *_, old in micro_batches) / total_tokens,
                     "sandbox_errors": sum(result.outcome == "error" for result in results),
+                    "sandbox": sandbox.report,
                     **stats,
                     "seconds": time.time() - start,
                 }
@@ -449,6 +451,8 @@ if __name__ == "__main__":
                 progress.update()
                 if update % cfg.log_every == 0:
                     note = "" if advantages.any() else "  no learning signal: all rewards equal"
+                    if row["sandbox_errors"]:
+                        note += f"  the sandbox itself failed on {row['sandbox_errors']} programs"
                     tqdm.write(
                         f"update {update:4d}  reward {row['avg_reward']:6.3f}  "
                         f"passed {row['avg_base_reward']:.3f}  tokens {row['avg_gen_len']:5.1f}  "
@@ -460,6 +464,7 @@ if __name__ == "__main__":
 
     finished = update == cfg.num_updates
     run_config = {**asdict(cfg), "method": "PPO", "updates_done": update, "finished": finished}
+    run_config["sandbox"] = sandbox.report
     save_adapter(model, tokenizer, cfg.output_dir, run_config)
     print(f"saved {cfg.output_dir}")
     if not finished:

@@ -331,6 +331,7 @@ if __name__ == "__main__":
     # Training
     # -----------------------------------------------------------------------------------------------
     with Sandbox(timeout=cfg.time_limit) as sandbox:
+        print(f"sandbox: {sandbox.report}")
         print(preflight(sandbox, tasks))
         prepare_output_dir(cfg.output_dir)
         log_file = open(Path(cfg.output_dir, "rl_train_log.jsonl"), "w")
@@ -389,6 +390,7 @@ if __name__ == "__main__":
                     "truncated": sum(truncated) / len(truncated),
                     "entropy_estimate": -sum_logprobs / total_tokens,
                     "sandbox_errors": sum(result.outcome == "error" for result in results),
+                    "sandbox": sandbox.report,
                     "loss": sum_loss,
                     "grad_norm": grad_norm,
                     "seconds": time.time() - start,
@@ -409,6 +411,8 @@ if __name__ == "__main__":
                 progress.update()
                 if step % cfg.log_every == 0:
                     note = "" if advantages.any() else "  no learning signal: all advantages are 0"
+                    if row["sandbox_errors"]:
+                        note += f"  the sandbox itself failed on {row['sandbox_errors']} programs"
                     tqdm.write(
                         f"step {step:4d}  reward {row['reward']:6.3f}  passed {row['base_reward']:5.3f}  "
                         f"tokens {row['gen_len']:6.1f}  loss {row['loss']:8.3f}  "
@@ -419,6 +423,7 @@ if __name__ == "__main__":
 
     finished = step == cfg.num_steps
     run_config = {**asdict(cfg), "method": "REINFORCE", "steps_done": step, "finished": finished}
+    run_config["sandbox"] = sandbox.report
     save_adapter(model, tokenizer, cfg.output_dir, run_config)
     print(f"saved {cfg.output_dir}")
     if not finished:

