@@ -16,36 +16,37 @@ firejail, where installed, surrounds the zygote. What of that works on this mach
 without sockets, processes and files; its arguments are copies, so no test sees what it changes in place.
 """
 
-import ast
 import atexit
 import builtins
 import ctypes
 import errno
-import functools
 import gc
-import gzip
 import json
 import marshal
-import math
 import os
-import queue
 import random
 import select
-import shutil
 import signal
 import socket
 import struct
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 import types
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from itertools import chain
 
+IS_ZYGOTE = sys.argv[1:] == ["--zygote"]
+if not IS_ZYGOTE:  # every fork would copy what the zygote does not need
+    import ast
+    import functools
+    import gzip
+    import math
+    import queue
+    import shutil
+    import subprocess
+    import tempfile
+    from concurrent.futures import ThreadPoolExecutor, as_completed
+    from dataclasses import dataclass
+    from itertools import chain
 if sys.platform == "linux":  # elsewhere the import succeeds and Sandbox() says what is missing
     import resource
 
@@ -127,20 +128,14 @@ def landlock_ruleset():
     return fd, max(version, 0)
 
 
-def confine(ruleset, bpf, timeout, memory_mb, file_size):
-    """Give up the rights of this process."""
+def confine(limits, ruleset, program):
+    """Give up the rights of this process: RLIMIT_*, a Landlock ruleset, a seccomp program."""
     os.setsid()
-    limits = {"AS": memory_mb << 20, "CPU": int(timeout) + 3, "FSIZE": file_size, "CORE": 0, "NOFILE": 64}
-    if not bpf:
-        limits["NPROC"] = 0  # neither processes nor threads
-    for name, limit in limits.items():
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
-    signal.alarm(int(wall_limit(timeout)) + 1)  # third line of defence: a candidate may reset its own
-    code = ctypes.create_string_buffer(bpf)
-    program = struct.pack("HP", len(bpf) // 8, ctypes.addressof(code))
+    for limit, value in limits.items():
+        resource.setrlimit(limit, (value, value))
     failed = libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     failed |= ruleset >= 0 and libc.syscall(LANDLOCK_RESTRICT, ruleset, 0)
-    failed |= bool(bpf) and libc.prctl(PR_SET_SECCOMP, SECCOMP_FILTER, program, 0, 0)
+    failed |= bool(program) and libc.prctl(PR_SET_SECCOMP, SECCOMP_FILTER, program, 0, 0)
     if failed:
         raise OSError("a right could not be given up")
 
@@ -148,6 +143,11 @@ def confine(ruleset, bpf, timeout, memory_mb, file_size):
 def wall_limit(timeout):
     """Seconds after which a job ends, however busy the machine is."""
     return 5 * timeout + 1
+
+
+def read_all(fd):
+    """Read a file from its start."""
+    return os.pread(fd, os.fstat(fd).st_size, 0)
 
 
 # -- plain-data codec ----------------------------------------------------------------------------------------
@@ -191,21 +191,22 @@ def decode(message, handle):
     return handle(*parts) if tag == "o" else BUILD[tag](parts)
 
 
-class Channel:
-    """One JSON message per line over a socket, by read and write: its own system calls are not allowed."""
+def send(fd, message):
+    """Write a message as one line of JSON. By write and read: the calls for sockets are not allowed here."""
+    data = json.dumps(message).encode() + b"\n"
+    while data:
+        data = data[os.write(fd, data) :]
 
-    def __init__(self, fd):
-        self.reader, self.writer = open(fd, "rb"), open(fd, "wb", closefd=False)
 
-    def send(self, message):
-        self.writer.write(json.dumps(message).encode() + b"\n")
-        self.writer.flush()
-
-    def receive(self):
-        line = self.reader.readline()
-        if not line.endswith(b"\n"):
+def receive(fd):
+    """Read a message; raises ConnectionError if the other side is gone, ValueError if it is more than one."""
+    data = bytearray()
+    while not data.endswith(b"\n"):
+        part = os.read(fd, 1 << 16)
+        if not part:
             raise ConnectionError("closed")
-        return json.loads(line)
+        data += part
+    return json.loads(data)
 
 
 # -- candidate: may lie about everything, holds nothing worth stealing ---------------------------------------
@@ -238,7 +239,7 @@ def classify(error):
 
 def serve(fd):
     """Run the program that comes first, then answer requests until the judge hangs up."""
-    channel, namespace, kept = Channel(fd), None, []
+    namespace, kept = None, []
 
     def find(target):
         if type(target) is int:
@@ -248,16 +249,16 @@ def serve(fd):
         return namespace[target]
 
     while True:
-        operation, target, args, kwargs = channel.receive()
+        operation, target, args, kwargs = receive(fd)
         try:
             if operation == "load":
                 namespace, value = load("solution", target), None
             else:
                 value = OPERATIONS[operation](find(target), *decode(args, find), **decode(kwargs, find))
-            channel.send({"ok": encode(value, kept)})
+            send(fd, {"ok": encode(value, kept)})
         except BaseException as error:  # SystemExit too
             names = [kind.__name__ for kind in type(error).__mro__]
-            channel.send({"outcome": classify(error), "names": names, "text": f"{names[0]}: {error}"[:300]})
+            send(fd, {"outcome": classify(error), "names": names, "text": f"{names[0]}: {error}"[:300]})
 
 
 def run_script(source, stdin, stdout):
@@ -266,15 +267,15 @@ def run_script(source, stdin, stdout):
     os.dup2(stdout, 1)
     sys.stdin, sys.stdout = open(0, errors="replace"), open(1, "w", errors="replace")
     try:
-        with open(source, errors="surrogatepass") as file:
-            load("__main__", file.read())
+        load("__main__", read_all(source).decode(errors="surrogatepass"))
         status = 0
     except SystemExit as error:
         status = int(error.code not in (None, 0))
     except BaseException as error:
         status = 100 + list(FAULTS.values()).index(classify(error))
     with suppress(BaseException):
-        threading._shutdown()  # waits for its threads
+        if "threading" in sys.modules:
+            sys.modules["threading"]._shutdown()  # waits for its threads
         atexit._run_exitfuncs()
         sys.stdout.flush()
         os._exit(status)
@@ -321,9 +322,7 @@ class Names(dict):
 
 def judge(fd, job, verdict):
     """Run the test in the file `job` against the candidate and write the verdict (all file descriptors)."""
-    with open(job, "rb") as file:
-        code, entry_point, has_program_names, helpers, test, n_asserts = marshal.load(file)
-    channel = Channel(fd)
+    code, entry_point, has_program_names, helpers, test, n_asserts = marshal.loads(read_all(job))
     found = {"outcome": "passed", "message": "", "n_passed": 0, "n_tests": 0}
 
     def count(error, source=""):
@@ -338,8 +337,8 @@ def judge(fd, job, verdict):
     def ask(*request):
         """Send a request; return what the candidate returned or raise what it raised."""
         try:
-            channel.send(request)
-            reply = channel.receive()
+            send(fd, request)
+            reply = receive(fd)
             if "ok" in reply:
                 return decode(reply["ok"], lambda index: Handle(index, ask))
             error = next((EXPECTED[name] for name in reply["names"] if name in EXPECTED), Exception)()
@@ -371,13 +370,13 @@ def judge(fd, job, verdict):
     os.write(verdict, json.dumps(list(found.values())).encode())
 
 
-# -- zygote and trusted side ---------------------------------------------------------------------------------
+# -- zygote: forks, supervises, kills and reaps; reads no file of a job --------------------------------------
 
-PRELOAD = """bisect cmath collections copy datetime decimal enum fractions functools hashlib heapq itertools
- math numbers operator re statistics string textwrap threading typing""".split()
+# What many programs import. More would make every fork slower, hashlib alone by a tenth.
+PRELOAD = "bisect collections copy datetime functools heapq itertools math operator re string typing".split()
 
 
-def fork(function, fds, gate, rights):
+def fork(function, fds, gate, alarm, rights):
     """Run function(*fds) in a confined child without other descriptors; return its pid."""
     parent = os.getpid()
     pid = os.fork()
@@ -385,6 +384,7 @@ def fork(function, fds, gate, rights):
         return pid
     try:
         confine(*rights)
+        signal.alarm(alarm)  # third line of defence: a candidate may reset its own
         os.write(gate, b".")
         kept = [2, *sorted(fds), HOME_FD]
         for low, high in zip(kept, kept[1:]):
@@ -405,13 +405,12 @@ def queued(pid):
 
 def supervise(poller, pids, timeout):
     """Wait for the end of a job; return True if out of time. Waiting for a core costs none."""
-    start = time.monotonic()
-    while True:
+    start, left = time.monotonic(), timeout
+    while not poller.poll(max(10, 1000 * left)):
         left = min(timeout + sum(map(queued, pids)), wall_limit(timeout)) - (time.monotonic() - start)
         if left <= 0:
             return True
-        if poller.poll(max(10, 1000 * left)):
-            return False
+    return False
 
 
 def reap():
@@ -434,7 +433,8 @@ def run_job(control, files, timeout, rights):
     roles = (
         {run_script: files} if len(files) == 3 else {serve: [theirs.fileno()], judge: [ours.fileno(), *files]}
     )
-    pids = [fork(role, fds, gate, rights) for role, fds in roles.items()]
+    alarm = int(wall_limit(timeout)) + 1
+    pids = [fork(role, fds, gate, alarm, rights) for role, fds in roles.items()]
     ours.close()
     theirs.close()
     done = os.pidfd_open(pids[-1])
@@ -477,14 +477,26 @@ def zygote():
     bpf = b""
     with suppress(OSError):
         bpf = seccomp_filter() if "seccomp" in layers else b""
+    code = ctypes.create_string_buffer(bpf)
+    program = struct.pack("HP", len(bpf) // 8, ctypes.addressof(code)) if bpf else b""
     ruleset, version = landlock_ruleset() if "landlock" in layers else (-1, 0)
+    limits = {"AS": memory_mb << 20, "CPU": int(timeout) + 3, "CORE": 0, "NOFILE": HOME_FD + 1}
+    if not bpf:
+        limits["NPROC"] = 0  # neither processes nor threads
+    limits = {getattr(resource, f"RLIMIT_{name}"): limit for name, limit in limits.items()}
     report = {"seccomp": bool(bpf), "landlock": version, "uid": os.getuid(), "network namespace": network}
     control.send(json.dumps(report).encode())
     gc.freeze()  # forks copy less
     with suppress(ConnectionError):
         while files := (message := socket.recv_fds(control, 16, 3))[1]:
-            rights = ruleset, bpf, timeout, memory_mb, int(message[0])
+            rights = {**limits, resource.RLIMIT_FSIZE: int(message[0])}, ruleset, program
             control.send(json.dumps(run_job(control, files, timeout, rights)).encode())
+
+
+if IS_ZYGOTE:
+    sys.exit(zygote())
+
+# -- trusted side --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -600,22 +612,22 @@ class Worker:
     def run(self, parts, output_limit):
         """Run one job, whose files are `parts`; return (what it wrote, *how it ended)."""
         report = b""
+        files = [os.memfd_create("job") for _ in (*parts, "output")]
         try:
             if not self.process:
                 self.start()
-            with ExitStack() as stack:
-                files = [stack.enter_context(open(os.memfd_create("job"), "r+b")) for _ in (*parts, "output")]
-                for file, part in zip(files, parts):
-                    file.write(part)
-                    file.seek(0)
-                socket.send_fds(self.control, [b"%d" % output_limit], [file.fileno() for file in files])
-                report = self.control.recv(999)
-                was_confined, *how = json.loads(report)
-                if not was_confined:
-                    raise OSError("a process could not be confined")
-                files[-1].seek(0)
-                return files[-1].read(), *how
+            for file, part in zip(files, parts):
+                os.write(file, part)
+                os.lseek(file, 0, os.SEEK_SET)
+            socket.send_fds(self.control, [b"%d" % output_limit], files)
+            report = self.control.recv(999)
+            was_confined, *how = json.loads(report)
+            if not was_confined:
+                raise OSError("a process could not be confined")
+            return read_all(files[-1]), *how
         finally:
+            for file in files:
+                os.close(file)
             if not report:  # Ctrl-C too: a late report must not be taken for the next job's
                 self.stop()
 
@@ -860,9 +872,7 @@ def preflight(sandbox, tasks):
     return f"preflight: {n}/{n} reference solutions pass, 0/{len(cheats)} cheats pass"
 
 
-if __name__ == "__main__" and sys.argv[1:] == ["--zygote"]:
-    zygote()
-elif __name__ == "__main__":
+if __name__ == "__main__":
     with Sandbox(timeout=1, require=()) as sandbox:
         for name, value in sandbox.report.items():
             print(f"{name:20}{value}")
