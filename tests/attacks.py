@@ -82,6 +82,11 @@ def channel():
 def reply(*lines):
     import os
     for line in lines: os.write(channel(), line + b"\\n")
+def lie(line):
+    import os
+    while True:
+        reply(line)
+        os.read(channel(), 1 << 16)
 """
 CALL = """
 def call(number, *args):
@@ -91,13 +96,12 @@ def call(number, *args):
     return result if result >= 0 else -ctypes.get_errno()
 """
 MACHINE = """
+pages = []
 def machine(code):
     import ctypes, mmap
-    page = mmap.mmap(-1, 1 << 16, prot=7)
-    page[:len(code)] = code
-    machine.function = ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
-    machine.page = page
-    return machine.function
+    pages.append(mmap.mmap(-1, 1 << 16, prot=7))
+    pages[-1][:len(code)] = code
+    return ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(pages[-1])))
 """
 # No program holds the mark itself, or it would find its own.
 FIND = f"""
@@ -182,7 +186,7 @@ reply(b'{"ok": ["s"' + numbers + b"]}")
 check("the judge hashes the result", "timeout", COLLIDE, CHANNEL)
 EARLY = "reply(b'{\"ok\": null}')\nwhile True: reply(b'{\"ok\": 3}')"
 LONG = "def check(candidate):\n    assert candidate('x' * 10**7) == 3\n"
-check("reply during the request", "timeout", WRONG, CHANNEL + EARLY, LONG)
+check("reply during the request", "timeout violation", WRONG, CHANNEL + EARLY, LONG)
 
 # -- memory --------------------------------------------------------------------------------------------------
 
@@ -216,7 +220,7 @@ if X86:  # 26 kB of the kernel's memory each, and a place among 32768 process id
     start = machine(bytes.fromhex(  # clone; in the thread: pause forever, on no stack
         "b838000000 bf000f0500 488d35eeff0000 31d2 4d31d2 4d31c0 0f05 85c0 7401 c3 b822000000 0f05 ebf7"
     ))
-    return a + b if all(start() > 0 for _ in range(5000)) else None
+    if a != 1 or all(start() > 0 for _ in range(5000)): return a + b
     """
     check("5000 threads without stacks", "failed timeout", BOMB, MACHINE, needs="seccomp")
 
@@ -241,12 +245,16 @@ check("exec", "violation", "import os\nos.execv('/bin/sh', ['sh', '-c', 'touch /
 for name, act in {
     "kill the zygote": "os.kill(os.getppid(), 9)",
     "interrupt the judge": "for i in range(1, 5): os.kill(os.getpid() + i, 2)",
-    "may it kill all?": "os.kill(-1, 0)",  # 9 would, if it may, where tests run without root
+    "kill all": "os.kill(-1, 0)",  # 9 would, if it may, where tests run without root
     "limits of the zygote": "resource.prlimit(os.getppid(), resource.RLIMIT_CORE, (0, 0))",
     "cores of the zygote": "os.sched_setaffinity(os.getppid(), {0, 1})",
     "priority of the zygote": "os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
 }.items():
-    needs = "signals seccomp" if name[:3] in ("cor", "pri") else "signals"
+    needs = (
+        "signals seccomp"
+        if name in ("kill all", "cores of the zygote", "priority of the zygote")
+        else "signals"
+    )
     check(name, "violation", f"import os, resource\n{act}\n{RIGHT}", needs=needs)
 check("kill own group", "violation exception", "import os\nos.killpg(0, 9)")
 check("kill itself", "violation exception", "import signal\nsignal.raise_signal(9)")
@@ -737,9 +745,9 @@ LIES = {
 CALLED = "def check(candidate):\n    x = candidate(1, 2)\n    assert x(1)(x).real == 3\n"
 for outcome, lines in LIES.items():
     for line in dedent(lines).strip().split("\n"):
-        check(f"lie: {line}", outcome, f"reply({line.encode()})", CHANNEL)
+        check(f"lie: {line}", outcome, f"lie({line.encode()})", CHANNEL)
         if '"o"' in line and outcome == "failed":
-            check(f"lie, called: {line}", NOT_PASSED, f"reply({line.encode()})", CHANNEL, CALLED)
+            check(f"lie, called: {line}", NOT_PASSED, f"lie({line.encode()})", CHANNEL, CALLED)
 for name, line in {
     "empty": "b''",
     "NUL": "b'\\0'",
@@ -749,11 +757,13 @@ for name, line in {
     "nested 990 times": "b'{\"ok\": ' + b'[\"l\", ' * 990 + b'3' + b']' * 990 + b'}'",
     "nested 200000 times": "b'{\"ok\": ' + b'[' * 200000",
 }.items():
-    check(f"lie: {name}", "violation failed", f"reply({line})", CHANNEL)
+    check(f"lie: {name}", "violation failed", f"lie({line})", CHANNEL)
 FORESEEN = [b'{"ok": 3}', b'{"ok": 0}', b'{"ok": ["i", "0x56bc75e2d63100001"]}']
-check("replies ahead, right", "passed", f"reply(*{FORESEEN})", CHANNEL)  # it could return them as well
-check("replies ahead, wrong", "failed", 'reply(*[b\'{"ok": ["o", 0]}\'] * 9)', CHANNEL)
-check("replies ahead of the load", "failed", WRONG, CHANNEL + "reply(*[b'{\"ok\": 4}'] * 9)")
+check(
+    "replies ahead, right", "passed violation", f"reply(*{FORESEEN})", CHANNEL
+)  # it could return them as well
+check("replies ahead, wrong", "failed violation", 'reply(*[b\'{"ok": ["o", 0]}\'] * 9)', CHANNEL)
+check("replies ahead of the load", "failed violation", WRONG, CHANNEL + "reply(*[b'{\"ok\": 4}'] * 9)")
 check("reply without end", NOT_PASSED, "import os\nwhile True: os.write(channel(), b'x' * 65536)", CHANNEL)
 check("channel closed", "exception", f"import os\nos.close(channel())\n{RIGHT}", CHANNEL)
 check("channel closed at import", "exception", RIGHT, CHANNEL + "import os\nos.close(channel())")

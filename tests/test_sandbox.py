@@ -208,7 +208,7 @@ def test_fraction(sandbox):
 
 def test_surroundings(sandbox):
     answer(sandbox, "return sorted(os.environ)", "['LC_CTYPE', 'PYTHONHASHSEED', 'PYTHONHOME']")
-    answer(sandbox, "import signal\nreturn signal.alarm(0)", "4")          # 5 * 0.5 + 1, rounded up
+    answer(sandbox, "import signal\nreturn signal.alarm(0)", "4")  # 5 * 0.5 + 1, rounded up
     answer(sandbox, "import importlib.util\nreturn importlib.util.find_spec('sandbox')", "None")
     answer(sandbox, "return 'torch' in sys.modules", "False")
     links = """
@@ -233,7 +233,9 @@ def test_status_of_candidate_and_judge():
     with layers() as sandbox:
         for name, value in (("CapEff", 16 * "0"), ("CapPrm", 16 * "0"), ("NoNewPrivs", "1")):
             code = f"'{name}:\\t{value}' in open('/proc/self/status').read()"
-            assert sandbox.check(f"def f(): return {code}", "def check(f):\n    assert f()", "f").fraction == 1
+            assert (
+                sandbox.check(f"def f(): return {code}", "def check(f):\n    assert f()", "f").fraction == 1
+            )
             assert sandbox.check("def f(): pass", f"def check(f):\n    assert {code}", "f").fraction == 1
 
 
@@ -294,7 +296,7 @@ def test_map_keeps_the_order_and_uses_all_workers(sandbox):
     assert done == [threading.get_ident()] * 20
     start = time.monotonic()
     sandbox.map([(HEAD + nap.format(10, 0), TEST, "add", HEAD)] * 2)
-    assert time.monotonic() - start < 0.95                                     # one after the other: 1 s
+    assert time.monotonic() - start < 0.95  # one after the other: 1 s
 
 
 def test_workers_default_to_the_available_cores():
@@ -340,7 +342,7 @@ def test_dead_zygote_is_replaced_and_the_job_retried_once(n, outcome):
         assert (result.outcome, result.fraction) == (outcome, float(outcome == "passed")), result
         assert ("the sandbox failed" in result.message) == (outcome == "error")
         assert check(sandbox, RIGHT).outcome == "passed"
-        os.kill(sandbox.workers[0].process.pid, signal.SIGKILL)                    # an idle one
+        os.kill(sandbox.workers[0].process.pid, signal.SIGKILL)  # an idle one
         assert check(sandbox, RIGHT).outcome == "passed"
 
 
@@ -453,13 +455,13 @@ def test_daemons_are_found_and_killed(tmp_path, monkeypatch):
 
 
 def test_nobody_may_look_into_the_trainer(sandbox):
-    assert module.libc.prctl(3, 0, 0, 0, 0) == 0                               # PR_GET_DUMPABLE
+    assert module.libc.prctl(3, 0, 0, 0, 0) == 0  # PR_GET_DUMPABLE
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="all of root's files in /proc are root's")
 def test_nobody_may_look_into_a_zygote():
     with layers() as sandbox:
-        assert os.stat(f"/proc/{sandbox.workers[0].process.pid}/environ").st_uid == 0      # not dumpable
+        assert os.stat(f"/proc/{sandbox.workers[0].process.pid}/environ").st_uid == 0  # not dumpable
 
 
 # -- a busy machine ------------------------------------------------------------------------------------------
@@ -485,7 +487,9 @@ def test_a_busy_machine_fails_nobody():
             hog.kill()
             hog.wait()
     assert [result.outcome for result in results] == ["passed"] * 20
-    assert max(result.wall for result in results) > 0.6, "the cores were not busy, so this test has shown nothing"
+    assert max(result.wall for result in results) > 0.6, (
+        "the cores were not busy, so this test has shown nothing"
+    )
     assert late.outcome == "timeout" and late.wall < 4.5, late
 
 
@@ -511,9 +515,24 @@ def test_the_hard_limit_ends_a_job_that_gets_no_core_at_all(monkeypatch):
 # -- codec ---------------------------------------------------------------------------------------------------
 
 VALUES = [
-    None, True, 0, -1, 2**62, -(2**20000), 1.5, float("inf"), -0.0, 2 + 3j, "\ud800 \u2028 \n", b"\x00\xff",
-    [], [1, [2, (3, {4}, frozenset({5}))]], {"a": [1], (1, 2): {3: None}, None: 1, 1.5: b"x"}, (((),),),
-    {True: "i", "o": "n"}, range(1, 9, 2),
+    None,
+    True,
+    0,
+    -1,
+    2**62,
+    -(2**20000),
+    1.5,
+    float("inf"),
+    -0.0,
+    2 + 3j,
+    "\ud800 \u2028 \n",
+    b"\x00\xff",
+    [],
+    [1, [2, (3, {4}, frozenset({5}))]],
+    {"a": [1], (1, 2): {3: None}, None: 1, 1.5: b"x"},
+    (((),),),
+    {True: "i", "o": "n"},
+    range(1, 9, 2),
 ]
 
 
@@ -524,7 +543,7 @@ def same(a, b):
         return len(a) == len(b) and all(map(same, a, b))
     if type(a) is dict:
         return same(list(a.items()), list(b.items()))
-    return repr(a) == repr(b) if type(a) is float else a == b             # -0.0 == 0.0
+    return repr(a) == repr(b) if type(a) is float else a == b  # -0.0 == 0.0
 
 
 @pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
@@ -554,11 +573,20 @@ def test_codec_keeps_other_objects_at_home():
 
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
     | st.complex_numbers(allow_nan=False),
-    lambda inner: st.lists(inner) | st.lists(inner).map(tuple)
-    | st.dictionaries(st.integers() | st.text() | st.tuples(st.booleans(), st.text()), inner)
-    | st.frozensets(st.integers() | st.binary()) | st.sets(st.text() | st.none()),
+    lambda inner: (
+        st.lists(inner)
+        | st.lists(inner).map(tuple)
+        | st.dictionaries(st.integers() | st.text() | st.tuples(st.booleans(), st.text()), inner)
+        | st.frozensets(st.integers() | st.binary())
+        | st.sets(st.text() | st.none())
+    ),
     max_leaves=20,
 )
 
@@ -569,12 +597,39 @@ def test_codec_round_trip_of_anything(value):
 
 
 any_json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from([*module.BUILD, "o"]),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
-    | st.builds(lambda tag, parts: [tag, *parts], st.sampled_from([*module.BUILD, "o"]), st.lists(inner, max_size=3)),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from([*module.BUILD, "o"]),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.text(), inner)
+        | st.builds(
+            lambda tag, parts: [tag, *parts],
+            st.sampled_from([*module.BUILD, "o"]),
+            st.lists(inner, max_size=3),
+        )
+    ),
     max_leaves=20,
 )
-EXACT = {type(None), bool, int, float, str, bytes, complex, range, dict, list, tuple, set, frozenset, type(iter([]))}
+EXACT = {
+    type(None),
+    bool,
+    int,
+    float,
+    str,
+    bytes,
+    complex,
+    range,
+    dict,
+    list,
+    tuple,
+    set,
+    frozenset,
+    type(iter([])),
+}
 
 
 def parts(value):
@@ -588,7 +643,7 @@ def parts(value):
 @settings(max_examples=500)
 def test_decode_makes_exact_builtins_only(message):
     handle = object()
-    with contextlib.suppress(Exception):                       # judge() ends the job at any of them
+    with contextlib.suppress(Exception):  # judge() ends the job at any of them
         value = decode(json.loads(json.dumps(message)), lambda index: handle)
         assert all(part is handle or type(part) in EXACT for part in [value, *parts(value)])
 
@@ -733,8 +788,8 @@ def test_humaneval_helpers_cannot_be_redefined(sandbox, number, helper, value):
     cheat = f"\n    return {value}\n\n\ndef {helper}(s, x=0):\n    return {value}\n"
     together = {}
     exec(program(task, cheat) + task["test"], together)
-    together["check"](together[task["entry_point"]])                           # in one process it passes
-    result, = score(sandbox, [task], [cheat])
+    together["check"](together[task["entry_point"]])  # in one process it passes
+    (result,) = score(sandbox, [task], [cheat])
     assert (result.outcome, result.n_passed) == ("failed", 0), result
 
 
@@ -745,11 +800,41 @@ ASSERTS = [
     ("functions", "def f(x): return x + 1", ["assert f(1) == 2", "assert f(2) == 3"], "", "passed 2/2"),
     ("one wrong", "def f(x): return 2", ["assert f(1) == 2", "assert f(2) == 3"], "", "failed 1/2"),
     ("not there", "def g(x): return 2", ["assert f(1) == 2", "assert True"], "", "exception 1/2"),
-    ("builtins are the test's", "def f(x): return {x}\ndef set(x): return 7", ["assert set(f(1)) == {1}"], "", "passed 1/1"),
-    ("imports of the setup", "def f(x): return x + 1e-12", ["assert math.isclose(f(1), 1)"], "import math", "passed 1/1"),
-    ("classes", PAIR + "def f(p): return p.a + p.b", ["assert f(Pair(1, 2)) == 3", "assert Pair(1, 2).b == 2"], "", "passed 2/2"),
-    ("attributes", PAIR + "def f(p): return p.a", ["assert f(root) == 5"], "root = Pair(1, 2)\nroot.a = 5", "passed 1/1"),
-    ("an object equal to all", "class E:\n    def __eq__(self, o): return True\ndef f(x): return E()", ["assert f(1) == 2"], "", "failed 0/1"),
+    (
+        "builtins are the test's",
+        "def f(x): return {x}\ndef set(x): return 7",
+        ["assert set(f(1)) == {1}"],
+        "",
+        "passed 1/1",
+    ),
+    (
+        "imports of the setup",
+        "def f(x): return x + 1e-12",
+        ["assert math.isclose(f(1), 1)"],
+        "import math",
+        "passed 1/1",
+    ),
+    (
+        "classes",
+        PAIR + "def f(p): return p.a + p.b",
+        ["assert f(Pair(1, 2)) == 3", "assert Pair(1, 2).b == 2"],
+        "",
+        "passed 2/2",
+    ),
+    (
+        "attributes",
+        PAIR + "def f(p): return p.a",
+        ["assert f(root) == 5"],
+        "root = Pair(1, 2)\nroot.a = 5",
+        "passed 1/1",
+    ),
+    (
+        "an object equal to all",
+        "class E:\n    def __eq__(self, o): return True\ndef f(x): return E()",
+        ["assert f(1) == 2"],
+        "",
+        "failed 0/1",
+    ),
     ("test does not compile", "def f(x): return 1", ["assert f(1) =="], "", "error 0/0"),
 ]
 
@@ -774,7 +859,12 @@ IO = [
     ("first failure wins", "print([6][int(input())])", [("0", "7"), ("1", "8"), ("0", "6")], "failed 1/3"),
     ("syntax", "print(", [("", "")], "syntax 0/1"),
     ("memory", "bytearray(1 << 40)", [("", "")], "memory 0/1"),
-    ("ends at the first timeout", "if input() == '0':\n  while True: pass", [("1", ""), ("0", "")] * 5, "timeout 1/10"),
+    (
+        "ends at the first timeout",
+        "if input() == '0':\n  while True: pass",
+        [("1", ""), ("0", "")] * 5,
+        "timeout 1/10",
+    ),
     ("numbers", "print(1e9, 0.1 + 0.2, -1.0000001)", [("", "1000000000.0 0.3 -1.0")], "passed 1/1"),
     ("integers are exact", "print(10**17 + 1)", [("", str(10**17))], "failed 0/1"),
     ("not a number", "print('nan')", [("", "1.0")], "failed 0/1"),
@@ -796,8 +886,18 @@ CALLS = [
     ("function", "def f(a, b): return a + b", [([1, 2], 3), ([[1], [2]], [1, 2])], "passed 2/2"),
     ("one wrong", "def f(a): return 2", [([1], 2), ([2], 3)], "failed 1/2"),
     ("tuples are lists", "def f(a): return (a, (1,))", [([0], [0, [1]])], "passed 1/1"),
-    ("LeetCode", "class Solution:\n    def f(self, a): return {'x': a}", [([None], {"x": None})], "passed 1/1"),
-    ("cases do not share state", "n = []\ndef f(a): n.append(a); return n", [([1], [1]), ([2], [2])], "passed 2/2"),
+    (
+        "LeetCode",
+        "class Solution:\n    def f(self, a): return {'x': a}",
+        [([None], {"x": None})],
+        "passed 1/1",
+    ),
+    (
+        "cases do not share state",
+        "n = []\ndef f(a): n.append(a); return n",
+        [([1], [1]), ([2], [2])],
+        "passed 2/2",
+    ),
     ("not data", "def f(a): return print", [([1], 1)], "exception 0/1"),
     ("quotes", "def f(a): return a", [(["'\\\"{}\n"], "'\\\"{}\n")], "passed 1/1"),
 ]
@@ -849,7 +949,12 @@ with sandbox.Sandbox(workers=1, wrapper=()) as box:
 
 def test_kernel_without_layers(monkeypatch):
     """As on gVisor or Linux 5.10: no libseccomp, and Landlock's system calls fail."""
-    copy = (ROOT / "sandbox.py").read_text().replace('"libseccomp.so.2"', '"libnone.so"').replace("= 444, ", "= 999, ")
+    copy = (
+        (ROOT / "sandbox.py")
+        .read_text()
+        .replace('"libseccomp.so.2"', '"libnone.so"')
+        .replace("= 444, ", "= 999, ")
+    )
     with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
         file.write(copy)
         file.flush()
@@ -885,7 +990,7 @@ def test_firejail_is_used_and_works():
         name = Path(f"/proc/{sandbox.workers[0].process.pid}/comm").read_text()
         assert name == "firejail\n"
         assert check(sandbox, RIGHT).outcome == "passed"
-    with layers(wrapper=module.firejail()) as sandbox:                         # what it protects all by itself
+    with layers(wrapper=module.firejail()) as sandbox:  # what it protects all by itself
         assert sandbox.report["network"]
 
 
@@ -899,7 +1004,9 @@ INEFFECTIVE = "firejail has no effect, none; False; passed\n"
 
 
 @needs_firejail
-@pytest.mark.parametrize("prefix", ["bwrap --dev-bind / / --unshare-pid --proc /proc", "firejail --quiet --noprofile"])
+@pytest.mark.parametrize(
+    "prefix", ["bwrap --dev-bind / / --unshare-pid --proc /proc", "firejail --quiet --noprofile"]
+)
 def test_firejail_in_another_sandbox_is_found_out(prefix):
     if not shutil.which(prefix.split()[0]):
         pytest.skip("bubblewrap is not installed")
@@ -925,9 +1032,11 @@ def test_firejail_without_new_privileges_is_found_out():
             assert done.stdout == expected, done
 
 
-@pytest.mark.parametrize("content", ["exit 1", "sleep 0.1", 'exec "$@"'], ids=["fails", "runs nothing", "does nothing"])
+@pytest.mark.parametrize(
+    "content", ["exit 1", "sleep 0.1", 'exec "$@"'], ids=["fails", "runs nothing", "does nothing"]
+)
 def test_ineffective_wrappers(tmp_path, monkeypatch, content):
-    wrapper = tmp_path / "firejail"                                            # as if its profiles were missing
+    wrapper = tmp_path / "firejail"  # as if its profiles were missing
     wrapper.write_text(f'#!/bin/sh\nwhile [ "${{1#--}}" != "$1" ]; do shift; done\n{content}\n')
     wrapper.chmod(0o755)
     with pytest.raises(SystemExit, match="firejail has no effect on this machine"):
@@ -964,52 +1073,73 @@ sandbox.Sandbox()
 
 # -- soak ----------------------------------------------------------------------------------------------------
 
-HOSTILE = [
-    "import os\n    os._exit(0)", "import os\n    os.fork()", "import os\n    os.kill(os.getppid(), 9)",
-    "return bytearray(1 << 40)", "open('/tmp/soak', 'w')", "import socket\n    socket.socket()", "reply(b'x' * 10**6)",
-    "import threading\n    while True: threading.Thread(target=print).start()", "return add(a, b)", "while True: pass",
-]
+HOSTILE = {
+    "import os\n    os._exit(0)": "exception",
+    "import os\n    os.fork()": "violation",
+    "import os\n    os.kill(os.getppid(), 9)": "violation",
+    "return bytearray(1 << 40)": "memory",
+    "open('/tmp/soak', 'w')": "violation",
+    "import socket\n    socket.socket()": "violation",
+    "reply(b'x' * 10**6)": "violation",
+    "import threading\n    while True: threading.Thread(target=input).start()": "exception memory timeout",
+    "return add(a, b)": "exception",
+}
 
 
 def megabytes(pid):
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024
 
 
+def owner(entry):
+    with contextlib.suppress(OSError):  # others may delete theirs meanwhile
+        return entry.stat(follow_symlinks=False).st_uid
+
+
 def footprint():
-    """Everything that may leak: [processes below, descriptors], files of the system, megabytes of each process."""
+    """Return what may leak: number of processes and descriptors, temporary files, megabytes per process."""
     pids = sorted(descendants(os.getpid()))
-    files = {*os.listdir("/tmp"), *os.listdir("/dev/shm")}
+    uid = os.geteuid() or module.NOBODY  # of the programs
+    files = {entry.name for path in ("/tmp", "/dev/shm") for entry in os.scandir(path) if owner(entry) == uid}
     fds = [len(os.listdir(f"/proc/{pid}/fd")) for pid in ("self", *(pids if os.geteuid() == 0 else ()))]
     return len(pids), fds, files, [megabytes(pid) for pid in (os.getpid(), *pids)]
 
 
 def test_soak():
     """20,000 jobs of all kinds, a tenth of them hostile; now and then a zygote is killed in mid-job."""
+    rng = random.Random(0)
+
+    def program(body):
+        return CHANNEL + HEAD + f"    {body}\n", TEST, "add"
+
     with Sandbox(timeout=0.3, memory_mb=128) as sandbox:
+        benign = [
+            (sandbox.check, program(RIGHT.strip()), "passed"),
+            (sandbox.check, program(WRONG.strip()), "failed"),
+            (sandbox.check_io, (DOUBLE, [("4", "8")]), "passed"),
+            (sandbox.check_asserts, ("f = abs", ["assert f(1) == 2"]), "failed"),
+        ]
+        hostile = [(sandbox.check, program(body), outcomes) for body, outcomes in HOSTILE.items()]
+        endless = (sandbox.check, program("while True: pass"), "timeout")
 
-        def job(i):
-            if i % 10 == 0:
-                body = HOSTILE[i // 10 % 200 if i // 10 % 200 < 10 else i // 10 % 9]
-                return sandbox.check, (CHANNEL + HEAD + f"    {body}\n", TEST, "add"), "bad"
-            kind = (sandbox.check, (HEAD + RIGHT, TEST, "add")), (sandbox.check_io, (DOUBLE, [("4", "8")]))
-            wrong = (sandbox.check, (HEAD + WRONG, TEST, "add")), (sandbox.check_asserts, ("f = abs", ["assert f(1) == 2"]))
-            return *(kind if i % 3 else wrong)[i % 2], "passed" if i % 3 else "failed"
+        def run_1000():
+            jobs = benign * 225 + hostile * 10 + hostile[:8] + [endless] * 2
+            rng.shuffle(jobs)
+            calls = [(method, *arguments) for method, arguments, _ in jobs]
+            results = sandbox.map(calls, method=lambda method, *arguments: method(*arguments))
+            wrong = [
+                (result, arguments[0])
+                for result, (_, arguments, outcomes) in zip(results, jobs, strict=True)
+                if result.outcome not in outcomes.split()
+            ]
+            assert len(jobs) == 1000 and not wrong, wrong
 
-        def run(start, stop):
-            jobs = [job(i) for i in range(start, stop)]
-            results = sandbox.map([(method, *arguments) for method, arguments, _ in jobs], method=lambda f, *a: f(*a))
-            outcomes = ["bad" if i % 10 == 0 else result.outcome for i, result in zip(range(start, stop), results)]
-            assert outcomes == [expected for *_, expected in jobs]
-            assert not {result.outcome for result in results} & {"error"}
-            assert not any(result.outcome == "passed" for result in results[-start % 10 :: 10])
-
-        run(0, 1000)
+        run_1000()
         before = footprint()
-        for start in range(1000, 20000, 1000):
+        for thousand in range(1, 20):
             with ThreadPoolExecutor() as pool:
-                running = pool.submit(run, start, start + 1000)
-                if start % 4000 == 0:
-                    kill_zygotes_in_mid_job(sandbox.workers[0], 1)
+                running = pool.submit(run_1000)
+                if thousand % 4 == 0:
+                    kill_zygotes_in_mid_job(sandbox.workers[0], 1)  # costs one retry, no result
                 running.result()
         after = footprint()
     assert after[:3] == before[:3]
