@@ -90,10 +90,8 @@ RULES = (  # what to do, with which system calls, if which argument compares how
 
 
 def seccomp_filter():
-    """Return RULES as code for the kernel; unknown calls get EPERM. Raises OSError without libseccomp.
-
-    It knows the numbers of the system calls on each processor, and comes with apt and systemd.
-    """
+    """Return RULES as code for the kernel; unknown calls get EPERM. Raises OSError without libseccomp."""
+    # It knows the numbers of system calls on all processors, and comes with apt and systemd.
     library = ctypes.CDLL("libseccomp.so.2")
     library.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(library.seccomp_init(SCMP_ERRNO | errno.EPERM))
@@ -677,7 +675,6 @@ class Sandbox(ExitStack):
         super().__init__()
         if sys.platform != "linux":
             raise SystemExit("sandbox.py needs Linux (on Windows use WSL2, on a Mac a Linux container)")
-        libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # we hold the tests, and candidates may share our user
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         tried = []
         for command in [firejail(), []] if wrapper == "auto" else [list(wrapper)]:
@@ -692,6 +689,8 @@ class Sandbox(ExitStack):
             tried[-1] += " has no effect"
         else:
             raise SystemExit(f"sandbox: {tried[-1]} on this machine")
+        if not layers["landlock"]:  # programs of our user could read our memory
+            libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
         self.idle = queue.SimpleQueue()
         for worker in self.workers:
             self.callback(worker.stop)
@@ -705,8 +704,8 @@ class Sandbox(ExitStack):
             self.close()
             kept = " ".join(promise for promise in require if promise not in broken)
             raise SystemExit(
-                f"sandbox: nothing keeps programs from: {', '.join(broken)} (see python sandbox.py). To run "
-                f"them all the same, put SANDBOX_REQUIRE='{kept}' before the command"
+                f"sandbox: nothing keeps programs from: {', '.join(broken)}. That takes Landlock and libseccomp "
+                f"(see python sandbox.py). Put SANDBOX_REQUIRE='{kept}' before the command to run them anyway"
             )
 
     def _measure(self):

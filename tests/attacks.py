@@ -1,6 +1,6 @@
 """The attacks that sandbox.py must withstand, as data; tests/test_attacks.py runs them.
 
-    python tests/attacks.py    # without pytest, as any user: prints {"failures": ..., "report": ..., "n": ...}
+    python tests/attacks.py   # without pytest, as any user: prints {"failures": ..., "report": ..., "n": ...}
 
 A program passes only if it got what it wanted: it gives the right answer if the forbidden act succeeded, else
 a wrong one. Each attack names the outcomes that it may have with all layers on, and the entries of
@@ -308,7 +308,8 @@ REFUSED = """
  request_key 249 keyctl 250 ioprio_set 251 inotify_init 253 migrate_pages 256 mknodat 259 fchownat 260
  futimesat 261 get_robust_list 274 splice 275 tee 276 sync_file_range 277 vmsplice 278 move_pages 279
  utimensat 280 signalfd 282 timerfd_create 283 eventfd 284 fallocate 285 accept4 288 signalfd4 289
- eventfd2 290 epoll_create1 291 inotify_init1 294 pwritev 296 rt_tgsigqueueinfo 297 perf_event_open 298 recvmmsg 299
+ eventfd2 290 epoll_create1 291 inotify_init1 294 pwritev 296 rt_tgsigqueueinfo 297 perf_event_open 298
+ recvmmsg 299
  fanotify_init 300 name_to_handle_at 303 open_by_handle_at 304 clock_adjtime 305 sendmmsg 307 kcmp 312
  finit_module 313 sched_setattr 314 seccomp 317 kexec_file_load 320 userfaultfd 323 mlock2 325
  copy_file_range 326 pwritev2 328 pkey_mprotect 329 pidfd_send_signal 424 io_uring_enter 426
@@ -1033,7 +1034,8 @@ print("YES" if length == 3 else "NO")
 for place in ((1 << 16, 2), (1 << 16, 1), (1 << 20, 2), (1 << 20, 1), (0, 1)):
     script("the limit tells the length, {} + {} * n".format(*place), "failed", LENGTH.format(*place), ANSWERS)
 MARKS = """
-import builtins, fcntl, math, os, resource, signal, sys, tempfile
+import builtins, fcntl, math, os, resource, signal, sys
+number = resource.RLIMIT_MSGQUEUE
 acts = {
     "builtins.pwned = 1": "hasattr(builtins, 'pwned')",
     "math.pwned = 1": "hasattr(math, 'pwned')",
@@ -1042,7 +1044,7 @@ acts = {
     "open('/tmp/pwned', 'w')": "os.path.exists('/tmp/pwned')",
     "os.chdir('/tmp')": "os.getcwd() == '/tmp'",
     "os.nice(5)": "os.nice(0) == 5",
-    "resource.setrlimit(resource.RLIMIT_STACK, (4096, 4096))": "4096 in resource.getrlimit(resource.RLIMIT_STACK)",
+    "resource.setrlimit(number, (7, 7))": "7 in resource.getrlimit(number)",
     "signal.signal(signal.SIGHUP, signal.SIG_IGN)": "signal.getsignal(signal.SIGHUP) == signal.SIG_IGN",
     "fcntl.fcntl(2, fcntl.F_SETFL, os.O_APPEND)": "fcntl.fcntl(2, fcntl.F_GETFL) & os.O_APPEND",
     "fcntl.fcntl(63, fcntl.F_SETFL, os.O_APPEND)": "fcntl.fcntl(63, fcntl.F_GETFL) & os.O_APPEND",

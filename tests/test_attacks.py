@@ -1,0 +1,114 @@
+"""attacks.py in the default sandbox, as an ordinary user, and with layers and the wrapper left out."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from attacks import ATTACKS, LIMITS, run
+
+import sandbox as module
+from sandbox import Sandbox
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMISES = {"network", "processes", "write", "read", "signals"}
+ORDINARY_USER = 65533
+QUICK = [attack for attack in ATTACKS if attack.outcomes != "timeout"]  # the others do not depend on layers
+is_root = os.geteuid() == 0
+has_firejail = shutil.which("firejail") is not None
+
+
+def run_in_sandbox(attacks=ATTACKS, **options):
+    """Return (failures, report)."""
+    with Sandbox(workers=2, require=(), **LIMITS, **options) as sandbox:
+        return run(sandbox, attacks), sandbox.report
+
+
+@pytest.fixture(scope="module")
+def default():
+    return run_in_sandbox()
+
+
+def test_names_are_unique():
+    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=[attack.name for attack in ATTACKS])
+def test_attack(default, attack):
+    failures, report = default
+    if missing := [need for need in attack.needs.split() if not report[need]]:
+        pytest.skip(f"this machine does not promise: {', '.join(missing)}")
+    assert attack.name not in failures, failures[attack.name]
+
+
+def test_nothing_is_left(default):
+    failures, _ = default
+    for name in {"files", "network", "processes"} & set(failures):
+        pytest.fail(f"{name}: {failures[name]}")
+
+
+def python_for(user):
+    """Return a Python that this user may start; the one of a virtual environment may lie in root's home."""
+    names = (f"python3.{minor}" for minor in range(10, 15))
+    for python in filter(
+        None, [sys.executable, shutil.which("python3", path=os.defpath), *map(shutil.which, names)]
+    ):
+        command = [python, "-c", "import ctypes, sys\nassert sys.version_info >= (3, 10)"]
+        try:
+            subprocess.run(command, check=True, cwd="/", user=user, group=user, extra_groups=[], stderr=-3)
+            return python
+        except (OSError, subprocess.SubprocessError):
+            pass
+    return None
+
+
+@pytest.mark.skipif(not is_root, reason="test_attack runs as an ordinary user already")
+def test_as_an_ordinary_user(default):
+    """A user's programs share the user with the trainer, root's do not."""
+    python = python_for(ORDINARY_USER)
+    if not python:
+        pytest.skip("an ordinary user may start no Python here")
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(ROOT / "sandbox.py", folder)
+        shutil.copytree(ROOT / "tests", f"{folder}/tests", ignore=lambda _, names: {*names} - {"attacks.py"})
+        subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
+        identity = {"user": ORDINARY_USER, "group": ORDINARY_USER, "extra_groups": []}
+        environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+        command = [python, f"{folder}/tests/attacks.py"]
+        done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, **identity)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["failures"] == {}
+    assert found["n"] == len(ATTACKS)
+    _, report = default
+    assert {name: found["report"][name] for name in PROMISES} == {name: report[name] for name in PROMISES}
+    assert found["report"]["uid"] == ORDINARY_USER
+
+
+@pytest.mark.parametrize(
+    "layers, broken",
+    [("seccomp", "read"), ("landlock", "network write signals"), ("", "network write read signals")],
+    ids=["without landlock", "without seccomp", "without both"],
+)
+def test_fewer_layers(default, monkeypatch, layers, broken):
+    """The report tells which promises are broken, and all others hold."""
+    _, report = default
+    if not report["seccomp"] or report["landlock"] < 6:
+        pytest.skip("this machine does not have all layers")
+    monkeypatch.setattr(module, "LAYERS", tuple(layers.split()))
+    failures, report = run_in_sandbox(QUICK, wrapper=())
+    assert (report["seccomp"], report["landlock"] > 0) == ("seccomp" in layers, "landlock" in layers)
+    assert {name for name in PROMISES if not report[name]} == set(broken.split())
+    assert failures == {}
+
+
+@pytest.mark.skipif(not has_firejail, reason="test_attack runs without firejail already")
+def test_without_firejail(default):
+    failures, report = run_in_sandbox(QUICK, wrapper=())
+    assert report["wrapper"] == "none"
+    assert {name: report[name] for name in PROMISES} == {name: default[1][name] for name in PROMISES}
+    assert failures == {}
