@@ -12,8 +12,9 @@ stdin/stdout tests there is no judge, and the expected output never leaves the t
 
 Before they start, candidate and judge give up root, resources, system calls (seccomp) and files (Landlock);
 firejail, where installed, surrounds the zygote. What of that works on this machine is measured at each start:
-`python sandbox.py` shows it. NOT stopped: holes of the kernel, weak tests. A program has the standard library
-without sockets, processes and files; its arguments are copies, so no test sees what it changes in place.
+`python sandbox.py` shows it. NOT stopped: holes of the kernel, weak tests, marks in files' access times.
+A program has the standard library without sockets, processes and files; its arguments are copies, so no test
+sees what it changes in place.
 """
 
 import atexit
@@ -58,11 +59,11 @@ LAYERS = "seccomp", "landlock"  # take one out to see what the report says witho
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, SECCOMP_FILTER = 1, 4, 22, 2
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, CAPABILITY_VERSION = 36, 38, 0x20080522
 SCMP_ALLOW, SCMP_KILL, SCMP_ERRNO, SCMP_LE, SCMP_EQ, SCMP_MASKED_EQ = 0x7FFF0000, 0x80000000, 0x50000, 3, 4, 7
-CLONE_THREAD, F_SETFL, F_DUPFD_CLOEXEC = 0x10000, 4, 1030
+CLONE_THREAD, F_GETFL, F_DUPFD_CLOEXEC = 0x10000, 3, 1030
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT, LANDLOCK_VERSION, PATH_BENEATH = 444, 445, 446, 1, 1
 READ_FILE, READ_DIR, TCP_RIGHTS, SCOPES = 4, 8, 3, 3
 FILE_RIGHTS = 0, 13, 14, 15, 15, 16  # how many, by version of Landlock; since version 5 all
-HOME_FD, NOBODY = 63, 65534
+CPUCLOCK_SCHED, HOME_FD, NOBODY = 2, 63, 65534
 
 HARMLESS = """read write readv writev pread64 close close_range lseek mmap munmap mremap mprotect madvise
  brk futex stat fstat lstat newfstatat statx access faccessat faccessat2 getdents64 getcwd readlink
@@ -83,7 +84,7 @@ RULES = (  # what to do, with which system calls, if which argument compares how
     (SCMP_ALLOW, "clone", 0, SCMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD),
     (SCMP_KILL, "clone", 0, SCMP_MASKED_EQ, CLONE_THREAD, 0),
     (SCMP_ERRNO | errno.ENOSYS, "clone3"),  # its flags lie in memory; the C library goes back to clone
-    (SCMP_ALLOW, "fcntl", 1, SCMP_LE, F_SETFL, 0),  # not F_SETOWN, which sends signals
+    (SCMP_ALLOW, "fcntl", 1, SCMP_LE, F_GETFL, 0),  # not F_SETOWN, which sends signals
     (SCMP_ALLOW, "fcntl", 1, SCMP_EQ, F_DUPFD_CLOEXEC, 0),
     (SCMP_ALLOW, "prlimit64", 0, SCMP_EQ, 0, 0),  # 0 is the process itself
 )
@@ -129,8 +130,10 @@ def landlock_ruleset():
 def confine(limits, ruleset, program):
     """Give up the rights of this process: RLIMIT_*, a Landlock ruleset, a seccomp program."""
     os.setsid()
-    for limit, value in limits.items():
-        resource.setrlimit(limit, (value, value))
+    for name, limit in limits.items():
+        hard = resource.getrlimit(name)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(name, (limit, limit))
     failed = libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     failed |= ruleset >= 0 and libc.syscall(LANDLOCK_RESTRICT, ruleset, 0)
     failed |= bool(program) and libc.prctl(PR_SET_SECCOMP, SECCOMP_FILTER, program, 0, 0)
@@ -308,29 +311,31 @@ class Handle:
 
 
 class Names(dict):
-    """The names of a test. With `ask`, those that it does not define are the program's."""
+    """The names of a test. With `ask`, those that neither it nor Python defines are the program's."""
 
     ask = None
 
     def __missing__(self, name):
         if not self.ask or hasattr(builtins, name):
             raise KeyError(name)
-        return Handle(name, self.ask)
+        return __import__(name) if name in sys.stdlib_module_names else Handle(name, self.ask)
 
 
 def judge(fd, job, verdict):
     """Run the test in the file `job` against the candidate and write the verdict (all file descriptors)."""
-    code, entry_point, has_program_names, helpers, test, n_asserts = marshal.loads(read_all(job))
+    code, entry_point, has_program_names, source, helpers, test, n_asserts = marshal.loads(read_all(job))
+    random.seed(source)  # the same each time, but unknown to the candidate
     found = {"outcome": "passed", "message": "", "n_passed": 0, "n_tests": 0}
 
     def count(error, source=""):
         found["n_tests"] += 1
         found["n_passed"] += error is None
         if error is not None and found["outcome"] == "passed":  # the first failure wins
-            outcome, message = getattr(error, "outcome", "exception"), getattr(error, "text", repr(error))
-            if type(error) is AssertionError:
-                outcome, message = "failed", f"{source} {error}".strip()
-            found.update(outcome=outcome, message=message[:300])
+            is_failure = type(error) is AssertionError
+            found["outcome"] = "failed" if is_failure else getattr(error, "outcome", "exception")
+            with suppress(Exception):  # even this may fail: an int of 5000 digits has no str()
+                text = f"{source} {error}" if is_failure else getattr(error, "text", None) or repr(error)
+                found["message"] = text.strip()[:300]
 
     def ask(*request):
         """Send a request; return what the candidate returned or raise what it raised."""
@@ -405,7 +410,10 @@ def supervise(poller, pids, timeout):
     """Wait for the end of a job; return True if out of time. Waiting for a core costs none."""
     start, left = time.monotonic(), timeout
     while not poller.poll(max(10, 1000 * left)):
-        left = min(timeout + sum(map(queued, pids)), wall_limit(timeout)) - (time.monotonic() - start)
+        wall = time.monotonic() - start
+        cpu = sum(time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED) for pid in pids)  # of all their threads
+        spent = max(wall - sum(map(queued, pids)), cpu)  # threads of its own do not give a program more
+        left = min(timeout - spent, wall_limit(timeout) - wall)
         if left <= 0:
             return True
     return False
@@ -479,8 +487,7 @@ def zygote():
     program = struct.pack("HP", len(bpf) // 8, ctypes.addressof(code)) if bpf else b""
     ruleset, version = landlock_ruleset() if "landlock" in layers else (-1, 0)
     limits = {"AS": memory_mb << 20, "CPU": int(timeout) + 3, "CORE": 0, "NOFILE": HOME_FD + 1}
-    if not bpf:
-        limits["NPROC"] = 0  # neither processes nor threads
+    limits["NPROC"] = 4096 if bpf else 0  # of the user; without seccomp neither processes nor threads
     limits = {getattr(resource, f"RLIMIT_{name}"): limit for name, limit in limits.items()}
     report = {"seccomp": bool(bpf), "landlock": version, "uid": os.getuid(), "network namespace": network}
     control.send(json.dumps(report).encode())
@@ -602,7 +609,9 @@ class Worker:
     def stop(self):
         """End the zygote, and with it all that is below it."""
         if self.process:
-            self.control.close()
+            self.control.close()  # it notices
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
             self.process.kill()
             self.process.wait()
             self.process = None
@@ -638,7 +647,7 @@ ACTS = {  # what must not succeed for a promise to hold
     "processes": ("os.fork() or os._exit(0)",),
     "write": ("open(PATH, 'a')", "open(PATH + '.new', 'x')", "os.utime(PATH)", "os.chmod(PATH, 0o666)"),
     "read": ("open(PATH)", "os.listdir('/')"),
-    "signals": ("os.kill(os.getppid(), 0)",),
+    "signals": ("os.kill(os.getppid(), 0)", "resource.prlimit(os.getppid(), 0)"),  # a limit sends them, too
 }
 SELF_CHECK = {
     "passed": "return a + 1",
@@ -704,8 +713,8 @@ class Sandbox(ExitStack):
             self.close()
             kept = " ".join(promise for promise in require if promise not in broken)
             raise SystemExit(
-                f"sandbox: nothing keeps programs from: {', '.join(broken)}. That takes Landlock and libseccomp "
-                f"(see python sandbox.py). Put SANDBOX_REQUIRE='{kept}' before the command to run them anyway"
+                f"sandbox: nothing keeps programs from: {', '.join(broken)}. Needs Landlock and libseccomp. "
+                f"Put SANDBOX_REQUIRE='{kept}' before the command to run them anyway (see python sandbox.py)"
             )
 
     def _measure(self):
@@ -719,7 +728,7 @@ class Sandbox(ExitStack):
             os.chmod(directory, 0o777)
 
             def outcome(act):
-                names = f"import os, socket\nPATH, ADDRESS = {path!r}, {tcp.getsockname()}\n"
+                names = f"import os, resource, socket\nPATH, ADDRESS = {path!r}, {tcp.getsockname()}\n"
                 return self.check(f"{names}def f():\n    {act}", "def check(f):\n    f()", "f").outcome
 
             if outcome("pass") != "passed":
@@ -745,7 +754,7 @@ class Sandbox(ExitStack):
             compiled = compile_test(test, prompt)
         except (SyntaxError, ValueError) as error:
             return Result("error", message=f"the test does not compile: {error}")
-        job = marshal.dumps((code, entry_point, has_program_names, *compiled))
+        job = marshal.dumps((code, entry_point, has_program_names, test, *compiled))
         return self._run([job], functools.partial(judged, compiled[-1]))
 
     def check(self, code, test, entry_point, prompt=""):
@@ -767,21 +776,23 @@ class Sandbox(ExitStack):
 
         For APPS and TACO. Ends at the first timeout, as each would cost as much; the cases left did not pass.
         """
-        results = []
+        results = [] if cases else [Result("error", message="there is no case")]
         for given, expected in cases:
             if fn_name:
                 test = CALL.format(json.dumps([given, expected]))
                 results.append(self.check(code, test, fn_name))
             else:
                 files = code.encode(errors="surrogatepass"), given.encode()
-                limit = 2 * len(expected) + (1 << 16)
+                limit = max(1 << 20, 4 << len(expected.encode()).bit_length())  # does not tell the length
                 results.append(self._run(files, functools.partial(compared, expected), limit))
             if results[-1].outcome == "timeout":
                 break
         n_passed = sum(result.outcome == "passed" for result in results)
         worst = min(results, key=lambda result: (result.outcome != "error", result.outcome == "passed"))
         cpu, wall = sum(result.cpu for result in results), sum(result.wall for result in results)
-        return Result(worst.outcome, n_passed, len(cases), n_passed / len(cases), worst.message, cpu, wall)
+        return Result(
+            worst.outcome, n_passed, len(cases), n_passed / max(1, len(cases)), worst.message, cpu, wall
+        )
 
     def map(self, jobs, progress=None, method=None):
         """Call `method` (default: check) with each tuple of arguments, on all workers; results in order."""

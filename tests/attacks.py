@@ -1,6 +1,7 @@
 """The attacks that sandbox.py must withstand, as data; tests/test_attacks.py runs them.
 
-    python tests/attacks.py   # without pytest, as any user: prints {"failures": ..., "report": ..., "n": ...}
+    python tests/attacks.py            # without pytest, as any user: prints failures and report as JSON
+    python tests/attacks.py trainer    # only those with this word in their names, and without layers
 
 A program passes only if it got what it wanted: it gives the right answer if the forbidden act succeeded, else
 a wrong one. Each attack names the outcomes that it may have with all layers on, and the entries of
@@ -91,7 +92,7 @@ def lie(line):
 CALL = """
 def call(number, *args):
     import ctypes
-    args = [ctypes.c_long(arg) if type(arg) is int else arg for arg in args]
+    args = [ctypes.c_long(arg) if type(arg) is int else arg for arg in (*args, 0, 0, 0, 0, 0, 0)[:6]]
     result = ctypes.CDLL(None, use_errno=True).syscall(ctypes.c_long(number), *args)
     return result if result >= 0 else -ctypes.get_errno()
 """
@@ -179,11 +180,10 @@ check("threads that queue for a core", "timeout", QUEUE, needs="seccomp")
 SUM = "def check(candidate):\n    assert sum(candidate(1, 2)) == 3\n"
 check("the test loops over the result", "timeout", "return range(10**13)", test=SUM)
 COLLIDE = """
-import os
 numbers = b"".join(b',["i","%x"]' % (i * (2**61 - 1)) for i in range(30000))
-reply(b'{"ok": ["s"' + numbers + b"]}")
+lie(b'{"ok": ["s"' + numbers + b"]}")
 """
-check("the judge hashes the result", "timeout", COLLIDE, CHANNEL)
+check("the judge hashes the result", "timeout failed", COLLIDE, CHANNEL)
 EARLY = "reply(b'{\"ok\": null}')\nwhile True: reply(b'{\"ok\": 3}')"
 LONG = "def check(candidate):\n    assert candidate('x' * 10**7) == 3\n"
 check("reply during the request", "timeout violation", WRONG, CHANNEL + EARLY, LONG)
@@ -191,11 +191,11 @@ check("reply during the request", "timeout violation", WRONG, CHANNEL + EARLY, L
 # -- memory --------------------------------------------------------------------------------------------------
 
 check("64 GB", "memory", "return bytearray(64 << 30)")
-check("append forever", "memory", "x = []\nwhile True: x.append(bytearray(1 << 20))")
+check("append forever", "memory timeout", "x = []\nwhile True: x.append(bytearray(1 << 20))")
 check(
     "swallow MemoryError", "timeout", "x = []" + SWALLOW.format("x.append(bytearray(1 << 20))", "MemoryError")
 )
-check("string doubling", "memory exception", "x = 'x'\nwhile True: x += x")
+check("string doubling", "memory exception timeout", "x = 'x'\nwhile True: x += x")
 MEMFD = "import os\nfd = os.memfd_create('pwned')\nfor _ in range(256): os.write(fd, bytes(1 << 20))\n"
 check("memfd_create", "violation", MEMFD + RIGHT, needs="seccomp")
 SHARED = "from multiprocessing.shared_memory import SharedMemory\nSharedMemory('pwned', True, 1 << 30)\n"
@@ -970,7 +970,7 @@ for name, code, outcome in (
     ("open(0)", "print(sum(map(int, open(0).read().split())))", "passed"),
     ("descriptors", "import os\nos.write(1, b'%d' % sum(map(int, os.read(0, 99).split())))", "passed"),
     ("atexit", "import atexit\natexit.register(print, sum(map(int, input().split())))", "passed"),
-    ("much on stderr", ADD + "import sys\nfor _ in range(10**5): print('x' * 50, file=sys.stderr)", "passed"),
+    ("much on stderr", ADD + "import sys\nfor _ in range(10**4): print('x' * 50, file=sys.stderr)", "passed"),
     ("position", ADD + "import os\nos.lseek(1, 1 << 40, 0)", "passed"),
     (
         "flags",
@@ -1058,6 +1058,7 @@ for act, sign in acts.items():
     try: exec(act)
     except OSError: pass
 """
+# This one prints what it found and left, so it must pass.
 script("nothing is left for the next", "passed", MARKS, [("", "")] * 5, needs="write seccomp")
 
 # -- running them --------------------------------------------------------------------------------------------
@@ -1163,7 +1164,12 @@ def run(sandbox, attacks=ATTACKS):
 
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from sandbox import Sandbox
+    import sandbox as module
 
-    with Sandbox(workers=2, require=(), **LIMITS) as sandbox:
-        print(json.dumps({"failures": run(sandbox), "report": sandbox.report, "n": len(ATTACKS)}))
+    chosen = ATTACKS
+    if words := sys.argv[1:]:
+        chosen = [attack for attack in ATTACKS if any(word in attack.name for word in words)]
+        module.LAYERS = ()
+        LIMITS["wrapper"] = ()
+    with module.Sandbox(workers=2, require=(), **LIMITS) as sandbox:
+        print(json.dumps({"failures": run(sandbox, chosen), "report": sandbox.report, "n": len(chosen)}))

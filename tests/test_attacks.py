@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,14 @@ def test_attack(default, attack):
     assert attack.name not in failures, failures[attack.name]
 
 
+def test_all_layers_keep_all_promises(default):
+    """Else the tests above would be skipped."""
+    _, report = default
+    if not report["seccomp"] or report["landlock"] < 6:
+        pytest.skip("this machine does not have all layers")
+    assert all(report[promise] for promise in PROMISES), report
+
+
 def test_nothing_is_left(default):
     failures, _ = default
     for name in {"files", "network", "processes"} & set(failures):
@@ -52,41 +61,42 @@ def test_nothing_is_left(default):
 
 
 def python_for(user):
-    """Return a Python that this user may start; the one of a virtual environment may lie in root's home."""
-    names = (f"python3.{minor}" for minor in range(10, 15))
-    for python in filter(
-        None, [sys.executable, shutil.which("python3", path=os.defpath), *map(shutil.which, names)]
-    ):
-        command = [python, "-c", "import ctypes, sys\nassert sys.version_info >= (3, 10)"]
-        try:
-            subprocess.run(command, check=True, cwd="/", user=user, group=user, extra_groups=[], stderr=-3)
-            return python
-        except (OSError, subprocess.SubprocessError):
-            pass
+    """Return a Python that this user may start: that of a virtual environment may lie in root's home."""
+    names = ["python3", *(f"python3.{minor}" for minor in range(10, 15))]
+    paths = (f"{folder}/{name}" for folder in ("/usr/bin", "/usr/local/bin") for name in names)
+    code = "import ctypes, sys; sys.exit(sys.version_info < (3, 10))"
+    for path in (sys.executable, *paths):
+        with suppress(OSError):
+            command = [path, "-c", code]
+            if not subprocess.run(command, cwd="/", user=user, group=user, extra_groups=[]).returncode:
+                return path
     return None
 
 
-@pytest.mark.skipif(not is_root, reason="test_attack runs as an ordinary user already")
-def test_as_an_ordinary_user(default):
-    """A user's programs share the user with the trainer, root's do not."""
+@pytest.mark.skipif(not is_root, reason="the other tests run as an ordinary user already")
+@pytest.mark.parametrize("words", [[], ["trainer"]], ids=["all", "without layers"])
+def test_as_an_ordinary_user(default, words):
+    """Whose programs have the same user as the trainer, which root's have not."""
     python = python_for(ORDINARY_USER)
     if not python:
         pytest.skip("an ordinary user may start no Python here")
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(ROOT / "sandbox.py", folder)
-        shutil.copytree(ROOT / "tests", f"{folder}/tests", ignore=lambda _, names: {*names} - {"attacks.py"})
+        os.mkdir(f"{folder}/tests")
+        for name in ("sandbox.py", "tests/attacks.py"):
+            shutil.copy(ROOT / name, f"{folder}/{name}")
         subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
         identity = {"user": ORDINARY_USER, "group": ORDINARY_USER, "extra_groups": []}
         environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
-        command = [python, f"{folder}/tests/attacks.py"]
+        command = [python, f"{folder}/tests/attacks.py", *words]
         done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, **identity)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    report, all_layers = found["report"], default[1]
     assert found["failures"] == {}
-    assert found["n"] == len(ATTACKS)
-    _, report = default
-    assert {name: found["report"][name] for name in PROMISES} == {name: report[name] for name in PROMISES}
-    assert found["report"]["uid"] == ORDINARY_USER
+    assert report["uid"] == ORDINARY_USER
+    assert found["n"] == len(ATTACKS) or words and found["n"]
+    if not words:
+        assert {name: report[name] for name in PROMISES} == {name: all_layers[name] for name in PROMISES}
 
 
 @pytest.mark.parametrize(
