@@ -147,8 +147,19 @@ def test_samples_agree_with_the_log(work):
 def test_training_prints_its_preflight_and_no_warning(work):
     for script in ("train_rl_lora.py", "train_ppo_lora.py"):
         out = (work / f"{script}.out").read_text()
+        assert "sandbox: {'network': True, " in out
         assert "24/24 reference solutions pass" in out
         assert "warning" not in out
+
+
+def test_what_the_sandbox_protected_is_written_down(work):
+    reports = [json.loads((work / name / "run_config.json").read_text())["sandbox"] for name in ("rl", "ppo")]
+    reports += [row["sandbox"] for row in lines(work / "rl/rl_train_log.jsonl")]
+    reports += [row["sandbox"] for row in lines(work / "ppo/ppo_train_log.jsonl")]
+    assert len(reports) == 6
+    for report in reports:
+        assert all(report[name] is True for name in ("network", "processes", "write", "read", "signals"))
+        assert {"seccomp", "landlock", "uid", "wrapper"} <= set(report)
 
 
 @pytest.mark.parametrize("name", ["sft", "rl", "ppo"])
@@ -170,6 +181,7 @@ def test_evaluation_of_base_and_adapter_then_table(work):
         metrics = json.loads((results / f"{name}_metrics.json").read_text())
         assert [row["task_id"] for row in rows] == [f"mini_test/{i}" for i in range(8)]
         assert metrics["num_tasks"] == 8
+        assert metrics["sandbox"]["network"] is True
         assert metrics["is_lora"] == (name != "base")
         assert (
             metrics["num_pass"] == sum(row["passed"] for row in rows) == metrics["outcomes"].get("passed", 0)
