@@ -44,6 +44,7 @@ if not IS_ZYGOTE:  # every fork would copy what the zygote does not need
     import shutil
     import subprocess
     import tempfile
+    import threading
     from concurrent.futures import ThreadPoolExecutor, as_completed
     from dataclasses import dataclass
     from itertools import chain
@@ -544,6 +545,9 @@ class CountAsserts(ast.NodeTransformer):
     visit_TryStar = visit_With = visit_Try
 
 
+COMPILING = threading.Lock()  # ast.parse is not thread-safe in Python 3.11: "recursion depth mismatch"
+
+
 @functools.lru_cache(maxsize=4096)
 def compile_test(test, prompt):
     """Return (code of the prompt, code of the test, number of counted asserts)."""
@@ -759,7 +763,8 @@ class Sandbox(ExitStack):
 
     def _test(self, code, test, entry_point, prompt, has_program_names):
         try:
-            compiled = compile_test(test, prompt)
+            with COMPILING:
+                compiled = compile_test(test, prompt)
         except (SyntaxError, ValueError) as error:
             return Result("error", message=f"the test does not compile: {error}")
         job = marshal.dumps((code, entry_point, has_program_names, prompt + test, *compiled))

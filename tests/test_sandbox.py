@@ -1,6 +1,7 @@
 """sandbox.py: what a program may try to earn a pass, to stay alive or to cost time, and what comes of it."""
 
 import contextlib
+import gc
 import gzip
 import json
 import os
@@ -297,6 +298,30 @@ def test_map_keeps_the_order_and_uses_all_workers(sandbox):
     start = time.monotonic()
     sandbox.map([(HEAD + nap.format(10, 0), TEST, "add", HEAD)] * 2)
     assert time.monotonic() - start < 0.95  # one after the other: 1 s
+
+
+def test_compiling_tests_in_many_threads(sandbox):
+    """In Python 3.11 ast.parse fails if a finalizer lets another thread parse in the middle of it."""
+
+    class Slow:
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            time.sleep(1e-4)
+
+    def job(number):
+        for _ in range(5):
+            Slow()
+        return sandbox.check(HEAD + RIGHT, f"{TEST}    assert {list(range(200))} # {number}", "add")
+
+    threshold = gc.get_threshold()
+    gc.set_threshold(100)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert {result.outcome for result in pool.map(job, range(50))} == {"passed"}
+    finally:
+        gc.set_threshold(*threshold)
 
 
 def test_workers_default_to_the_available_cores():
