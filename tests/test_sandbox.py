@@ -371,8 +371,9 @@ def test_dead_zygote_is_replaced_and_the_job_retried_once(n, outcome):
         assert check(sandbox, RIGHT).outcome == "passed"
 
 
-def test_children_die_with_their_zygote():
-    with Sandbox(workers=1, timeout=30) as sandbox, ThreadPoolExecutor() as pool:
+@wrapped
+def test_children_die_with_their_zygote(wrapper):
+    with Sandbox(workers=1, timeout=30, wrapper=eval(wrapper)) as sandbox, ThreadPoolExecutor() as pool:
         children = pool.submit(kill_zygotes_in_mid_job, sandbox.workers[0], 2)
         check(sandbox, "    import time; time.sleep(20)\n")
         assert wait_for(lambda: not any(map(alive, children.result())))
@@ -548,10 +549,12 @@ def test_the_hard_limit_ends_a_job_that_gets_no_core_at_all(monkeypatch):
 
 def test_threads_give_a_program_no_more_time():
     """They make its first thread wait for a core, which costs nothing; so the CPU time counts, too."""
-    body = """    import threading
+    body = """    import ctypes, threading
     def spin():
-        while True: pass
-    for _ in range(6): threading.Thread(target=spin).start()
+        memory = bytearray(1 << 22)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        while True: ctypes.memset(address, 0, len(memory))  # without the GIL
+    for _ in range(9): threading.Thread(target=spin).start()
     spin()
 """
     with Sandbox(workers=1, timeout=0.5) as sandbox:
