@@ -549,11 +549,10 @@ def test_the_hard_limit_ends_a_job_that_gets_no_core_at_all(monkeypatch):
 
 def test_threads_give_a_program_no_more_time():
     """They make its first thread wait for a core, which costs nothing; so the CPU time counts, too."""
-    body = """    import ctypes, threading
+    body = """    import hashlib, threading
+    data = bytes(1 << 24)
     def spin():
-        memory = bytearray(1 << 22)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        while True: ctypes.memset(address, 0, len(memory))  # without the GIL
+        while True: hashlib.sha256(data)  # without the GIL
     for _ in range(9): threading.Thread(target=spin).start()
     spin()
 """
