@@ -689,7 +689,8 @@ class Sandbox(ExitStack):
 
     A program has memory_mb of address space and `timeout` seconds; 5 * timeout + 1 if it queues for a core.
     wrapper: a command around each zygote; "auto" is firejail, where it has an effect. require: what must be
-    true in `report`; None is all of ACTS, or the words in the environment variable SANDBOX_REQUIRE.
+    true in `report`; None is all of ACTS, or the words in the environment variable SANDBOX_REQUIRE. Raises
+    SystemExit where something of that is not true, or nothing runs.
     """
 
     def __init__(self, workers=None, timeout=2.0, memory_mb=512, wrapper="auto", require=None):
@@ -733,20 +734,21 @@ class Sandbox(ExitStack):
         """Let programs try what they must not do; return which promises hold."""
         tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(type=socket.SOCK_DGRAM)
         udp.bind(tcp.getsockname())
-        with tcp, udp, tempfile.TemporaryDirectory() as directory:
+        with tcp, udp, tempfile.TemporaryDirectory(dir="/tmp") as directory:
             path = os.path.join(directory, "file")
             open(path, "w").close()
             os.chmod(path, 0o666)
             os.chmod(directory, 0o777)
 
-            def outcome(act):
+            def attempt(act):
                 names = f"import os, resource, socket\nPATH, ADDRESS = {path!r}, {tcp.getsockname()}\n"
-                return self.check(f"{names}def f():\n    {act}", "def check(f):\n    f()", "f").outcome
+                return self.check(f"{names}def f():\n    {act}", "def check(f):\n    f()", "f")
 
-            if outcome("pass") != "passed":
+            if (result := attempt("pass")).outcome != "passed":
                 self.close()
-                raise SystemExit("sandbox: no program runs on this machine")
-            return {name: not {*map(outcome, acts)} & {"passed", "error"} for name, acts in ACTS.items()}
+                raise SystemExit(f"sandbox: no program runs on this machine: {result.message!r}")
+            bad = {"passed", "error"}
+            return {name: not {attempt(act).outcome for act in acts} & bad for name, acts in ACTS.items()}
 
     def _run(self, parts, make_result, output_limit=1 << 20):
         """Run a job on an idle worker and make a Result of what came of it; retry our own faults once."""
