@@ -21,6 +21,7 @@ from enum import IntEnum
 from pathlib import Path
 
 import pytest
+from attacks import CHANNEL, EITHER, HEAD, TEST
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,16 +30,8 @@ from sandbox import Sandbox, decode, encode, preflight, program, read_tasks, ref
 
 ROOT = Path(__file__).resolve().parents[1]
 HUMANEVAL = Path(__file__).resolve().parents[2] / "shared/humaneval/HumanEval.jsonl.gz"
-HEAD = 'def add(a, b):\n    """Return a + b."""\n'
 RIGHT = "    return a + b\n"
 WRONG = "    return None\n"
-TEST = """
-MARK = "JUDGES_SECRET"
-def check(candidate):
-    assert candidate(1, 2) == 3
-    assert candidate(-1, 1) == 0
-    assert candidate(10**20, 1) == 100000000000000000001
-"""
 ONCE = "def check(candidate):\n    assert candidate(1, 2) == 3\n"
 TASK = {"task_id": "T/0", "prompt": HEAD, "canonical_solution": RIGHT, "test": TEST, "entry_point": "add"}
 needs_firejail = pytest.mark.skipif(not shutil.which("firejail"), reason="firejail is not installed")
@@ -97,40 +90,9 @@ def wait_for(condition, seconds=2.0):
     return condition()
 
 
-CHANNEL = """
-def channel():
-    import os, stat
-    for fd in range(3, 64):
-        try:
-            if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                return fd
-        except OSError:
-            pass
-def reply(*lines):
-    import os
-    for line in lines:
-        os.write(channel(), line + b"\\n")
-"""
 # -- tests with a twist --------------------------------------------------------------------------------------
 
-ALL_MAP = "def check(candidate):\n    assert all(map(candidate, [1, 2, 3], [4, 5, 6]))\n"
-CALL_BACK = 'MARK = "ok"\ndef check(candidate):\n    assert candidate(1)(candidate(2)) == "ok"\n'
-EITHER = """def check(candidate):
-    try:
-        assert candidate(1, 2) == 4
-    except AssertionError:
-        assert candidate(1, 2) == 3
-"""
 ALSO = EITHER + "    assert candidate(0, 0) == 0\n"
-BARE_EXCEPT = """def check(candidate):
-    for i in range(3):
-        try:
-            r = candidate(i, 1)
-        except:
-            continue
-        assert r == i + 1
-    assert True
-"""
 RAISES = """def check(candidate):
     try:
         candidate(1, 2)
@@ -143,15 +105,7 @@ UNCHECKED = "def check(candidate):\n    if candidate(1, 2) != 3:\n        raise 
 KINDS = "def check(candidate):\n    r = candidate(1, 2)\n    assert (type(r), r) == (dict, {1: 2}), r\n"
 
 TWISTS = [
-    ("StopIteration in map", "    raise StopIteration\n", ALL_MAP, "exception"),
-    ("a function as result", "    pass\nadd = lambda x: eval if x == 1 else \"'ok'\"\n", CALL_BACK, "passed"),
-    ("eval stays away", "    pass\nadd = lambda x: eval if x == 1 else 'MARK'\n", CALL_BACK, "exception"),
-    ("alternatives", RIGHT, EITHER, "passed"),
     ("alternatives, one more", RIGHT, ALSO, "passed"),
-    ("neither alternative", WRONG, EITHER, "failed"),
-    ("AssertionError is no alternative", "    raise AssertionError\n", EITHER, "exception"),
-    ("death under a bare except", "    import os; os._exit(0)\n", BARE_EXCEPT, "exception"),
-    ("garbage under a bare except", "    reply(b'?')\n" + CHANNEL, BARE_EXCEPT, "violation"),
     ("expected exception", "    raise ValueError('no')\n", RAISES, "passed"),
     ("expected exception, subclass", "    class E(ValueError): pass\n    raise E\n", RAISES, "passed"),
     ("unexpected exception", "    raise TypeError\n", RAISES, "exception"),
