@@ -20,19 +20,19 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
+from transformers import HfArgumentParser, TopPLogitsWarper
 
 from sandbox import Sandbox, read_tasks, score
 
-# ---------------------------------------------------------------------------------------------------
-# Hyperparameters
-# ---------------------------------------------------------------------------------------------------
+# ---- hyperparameters -----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -65,12 +65,12 @@ def parse_config(config_class, positive):
     Raises SystemExit with one line at an unknown flag and where a field named in `positive` is not above 0.
     """
     flags = [] if "kernel_launcher" in sys.argv[0] else None
-    parser = HfArgumentParser(config_class)
+    parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]")
     config, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
     if unknown:
         raise SystemExit(f"unknown flags: {' '.join(unknown)}; --help lists the known ones")
-    for name in positive:
-        if getattr(config, name) <= 0:
+    for name in positive.split():
+        if not getattr(config, name) > 0:
             raise SystemExit(f"--{name} must be above 0, not {getattr(config, name)}")
     return config
 
@@ -85,9 +85,7 @@ def truncate(completion):
     return completion[: min(cuts)] if cuts else completion
 
 
-# ---------------------------------------------------------------------------------------------------
-# Data
-# ---------------------------------------------------------------------------------------------------
+# ---- data ----------------------------------------------------------------------------------------------
 
 
 # Same in every script (tests/test_copies.py keeps the copies equal).
@@ -100,9 +98,7 @@ def encode_prompt(tokenizer, task):
     return tokenizer(task["prompt"].rstrip())["input_ids"]
 
 
-# ---------------------------------------------------------------------------------------------------
-# Model
-# ---------------------------------------------------------------------------------------------------
+# ---- model ---------------------------------------------------------------------------------------------
 
 
 # Same in every script (tests/test_copies.py keeps the copies equal).
@@ -115,21 +111,12 @@ def load_base(model_name, device):
     dtype = torch.float32
     if device.startswith("cuda"):
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    quantization = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
+    arguments = {"quantization_config": quantization, "dtype": dtype, "device_map": {"": device}}
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_name)
-        model = AutoModelForCausalLM.from_pretrained(
-            model_name,
-            quantization_config=quantization,
-            dtype=dtype,
-            device_map={"": device},
-            use_safetensors=True,
-        )
+        model = AutoModelForCausalLM.from_pretrained(model_name, **arguments, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SystemExit(
@@ -141,7 +128,7 @@ def load_base(model_name, device):
     text = "def f(x):\n    return x + 1"
     if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
         raise SystemExit(f"the tokenizer of {model_name!r} does not keep the text; try a newer transformers")
-    for module in model.modules():  # else generate() repacks the weights for a CPU kernel without gradients
+    for module in model.modules():  # else generation repacks the weights for a CPU kernel without gradients
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
@@ -151,10 +138,7 @@ def load_base(model_name, device):
 # Same in the two RL scripts and eval_humaneval.py (tests/test_copies.py keeps the copies equal).
 def load_adapter(adapter_dir, device, is_trainable):
     """(PeftModel, tokenizer) of an adapter folder on its 4-bit base; raises SystemExit with one line."""
-    for name in (
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    ):  # peft would also take a pickle: not here
+    for name in "adapter_config.json", "adapter_model.safetensors":  # peft would also take a pickle: not here
         if not Path(adapter_dir, name).is_file():
             raise SystemExit(f"{adapter_dir} is no adapter folder (no {name}); train_sft_lora.py makes one")
     try:
@@ -167,40 +151,60 @@ def load_adapter(adapter_dir, device, is_trainable):
     return model, tokenizer
 
 
-# ---------------------------------------------------------------------------------------------------
-# Rollout
-# ---------------------------------------------------------------------------------------------------
+# ---- rollout -------------------------------------------------------------------------------------------
 
 
 # Same in the two RL scripts and eval_humaneval.py (tests/test_copies.py keeps the copies equal).
 @torch.no_grad()
-def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p):
-    """One completion per prompt, sampled in one left-padded batch (greedy at temperature 0).
+def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, uniform):
+    """Yield (i, completion_ids) of prompt i as soon as its completion ends.
 
-    prompt_ids: list of B lists. Returns a list of B lists of the sampled ids; a completion ends with its
-    first EOS, included. One that reached max_new_tokens has no EOS, and none is added.
+    prompt_ids: list of B lists; of equal neighbours the first is computed and copied. Row i of uniform, (B,
+    max_new_tokens) random numbers from [0, 1), picks the tokens of completion i (inverse of the cumulative
+    distribution), so that it does not depend on what else is in the batch; None decodes greedily. A completion
+    ends with its first EOS, included; one that reached max_new_tokens has no EOS, and none is added.
     """
-    model.eval()  # in train mode with gradient checkpointing, generate() would decode without a cache
-    width = max(len(ids) for ids in prompt_ids)
-    rows = [[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in prompt_ids]
-    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids]
-    # top_k is 50 unless told otherwise, and then the sampled distribution is not the scored one
-    sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
-    sequences = model.generate(
-        input_ids=torch.tensor(rows, device=model.device),  # (B, width)
-        attention_mask=torch.tensor(mask, device=model.device),
-        max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **sampling,
-    )
-    completion_ids = []
-    for ids in sequences[:, width:].tolist():  # sliced by position: pad = eos, so padding is no guide
-        if tokenizer.eos_token_id in ids:
-            ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
-        completion_ids.append(ids)
-    return completion_ids
+    model.eval()  # in train mode with gradient checkpointing there would be no cache
+    prompts = [prompt for prompt, _ in groupby(prompt_ids)]
+    rows = [row for row, (_, copies) in enumerate(groupby(prompt_ids)) for _ in copies]  # of each completion
+    width = max(map(len, prompts))
+    ids = [[tokenizer.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    ids = torch.tensor(ids, device=model.device)  # (distinct prompts, width), left-padded
+    mask = torch.tensor(mask, device=model.device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)  # the first real token of each row is at position 0
+    cache = DynamicCache(config=model.config)
+    completion_ids = [[] for _ in prompt_ids]
+    running = list(range(len(prompt_ids)))  # completions that have not ended
+    for t in range(max_new_tokens):
+        output = model(
+            ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+        )
+        logits = output.logits[rows, -1].float()  # (running, V)
+        if uniform is None:
+            tokens = logits.argmax(-1)  # (running,)
+        else:
+            logits = TopPLogitsWarper(top_p)(None, logits / temperature)
+            cumulative = logits.double().softmax(-1).cumsum(-1)
+            threshold = uniform[running, t, None].to(model.device) * cumulative[:, -1:]
+            tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+        going_on = []
+        for k, (i, token) in enumerate(zip(running, tokens.tolist())):
+            completion_ids[i].append(token)
+            if token == tokenizer.eos_token_id or t == max_new_tokens - 1:
+                yield i, completion_ids[i]
+            else:
+                going_on.append(k)
+        if not going_on:
+            return
+        running, rows = [running[k] for k in going_on], [rows[k] for k in going_on]
+        if rows != list(range(len(mask))):  # copy the rows of shared prompts, drop those that have ended
+            cache.batch_select_indices(torch.tensor(rows, device=model.device))
+            mask, positions = mask[rows], positions[rows]
+            rows = list(range(len(rows)))
+        ids = tokens[going_on, None]
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        positions = positions[:, -1:] + 1
 
 
 def write_atomically(path, text):
@@ -211,13 +215,10 @@ def write_atomically(path, text):
 
 
 if __name__ == "__main__":
-    # -----------------------------------------------------------------------------------------------
-    # Setup
-    # -----------------------------------------------------------------------------------------------
-    cfg = parse_config(Config, ("max_new_tokens", "top_p", "batch_size"))
+    # ---- setup -----------------------------------------------------------------------------------------
+    cfg = parse_config(Config, "max_new_tokens top_p batch_size")
     if cfg.temperature < 0 or "/" in cfg.exp_name:
         raise SystemExit("--temperature must be at least 0, and --exp_name, part of file names, without a /")
-    set_seed(cfg.seed)
     device = cfg.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -250,19 +251,20 @@ if __name__ == "__main__":
             f"the prompt of {too_long[0]} has more than --max_length {cfg.max_length} tokens; raise it"
         )
 
-    # -----------------------------------------------------------------------------------------------
-    # Generate and score
-    # -----------------------------------------------------------------------------------------------
+    # ---- generate and score ----------------------------------------------------------------------------
     start = time.time()
     order = sorted(range(len(tasks)), key=lambda i: len(prompt_ids[i]))  # similar lengths, little padding
     completion_ids = [None] * len(tasks)
+    generator = torch.Generator().manual_seed(cfg.seed)
+    noise = torch.rand(len(tasks), cfg.max_new_tokens, generator=generator, dtype=torch.float64)
     progress = tqdm(total=len(tasks), desc="generating", disable=not sys.stderr.isatty())
     for first in range(0, len(tasks), cfg.batch_size):
         batch = order[first : first + cfg.batch_size]
+        uniform = None if cfg.temperature == 0 else noise[batch]
         batch_prompts = [prompt_ids[i] for i in batch]
-        sampled = generate(model, tokenizer, batch_prompts, cfg.max_new_tokens, cfg.temperature, cfg.top_p)
-        for i, ids in zip(batch, sampled):
-            completion_ids[i] = ids
+        sampling = cfg.max_new_tokens, cfg.temperature or 1.0, cfg.top_p, uniform
+        for k, ids in generate(model, tokenizer, batch_prompts, *sampling):
+            completion_ids[batch[k]] = ids
         progress.update(len(batch))
     progress.close()
     completions = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
@@ -273,9 +275,7 @@ if __name__ == "__main__":
         truncated = score(sandbox, tasks, [truncate(text) for text in completions], progress.update)
         progress.close()
 
-    # -----------------------------------------------------------------------------------------------
-    # Results
-    # -----------------------------------------------------------------------------------------------
+    # ---- results ---------------------------------------------------------------------------------------
     rows = []
     for i, task in enumerate(tasks):
         row = {

@@ -869,11 +869,19 @@ def reference(task):
     return "\n" + task["canonical_solution"]
 
 
+def start_scoring(sandbox, task, completion):
+    """Score a completion on an idle worker; return a Future of the Result. THE function that rewards the policy."""
+    code = program(task, completion)
+    return sandbox.pool.submit(sandbox.check, code, task["test"], task["entry_point"], task["prompt"])
+
+
 def score(sandbox, tasks, completions, progress=None):
-    """Return one Result per (task, completion). This is THE function that rewards the policy."""
-    pairs = zip(tasks, completions, strict=True)
-    jobs = [(program(task, text), task["test"], task["entry_point"], task["prompt"]) for task, text in pairs]
-    return sandbox.map(jobs, progress)
+    """Score completions, all workers at once; return one Result per (task, completion)."""
+    futures = [start_scoring(sandbox, *pair) for pair in zip(tasks, completions, strict=True)]
+    for _ in as_completed(futures):
+        if progress:
+            progress()
+    return [future.result() for future in futures]
 
 
 def preflight(sandbox, tasks):

@@ -2,41 +2,49 @@
 
     maximise  E[ min(ratio * A, clip(ratio, 1 - clip_range, 1 + clip_range) * A) ]
     ratio  =  pi_new(completion | prompt) / pi_old(completion | prompt)
-    A      =  (reward - mean) / (std + eps)                     over the completions of one update
+    A      =  (reward - mean) / (std + eps)      over the completions of one update, or of one task
     reward =  1 if the program passes all tests, else 0, minus length_penalty_alpha * tokens / 100
 
-One update: sample a completion for each of `batch_size` tasks with the current adapter, run the programs in
-the sandbox, then take `ppo_epochs` optimizer steps on the whole batch. Simplifications: no value network (the
-batch mean is the baseline), no KL term, no entropy bonus.
+One update: sample completions for `batch_size` tasks with the current adapter, run the programs in the
+sandbox, then take `ppo_epochs` optimizer steps on the whole batch. Simplifications: no value network (the
+mean reward is the baseline), no entropy bonus.
 
     python train_ppo_lora.py --sft_model checkpoints/deepseek_1_3b_lora_sft_v2 \
         --output_dir checkpoints/deepseek_1_3b_lora_ppo_alpha0.01_4
 
 Reads an adapter made by train_sft_lora.py and the task file --train_path (fields of HumanEval). Writes to
---output_dir: the adapter with its tokenizer, run_config.json, ppo_train_log.jsonl (one line per update) and
-samples.jsonl (one line per completion).
+--output_dir: the adapter with its tokenizer, run_config.json, ppo_train_log.jsonl (one line per update),
+samples.jsonl (one line per completion), state/ (for --resume) and, with --dev_path, best/ (an adapter).
 """
 
+import hashlib
+import io
 import json
+import math
 import os
 import random
 import shutil
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
+from transformers import HfArgumentParser, TopPLogitsWarper
 
-from sandbox import Sandbox, preflight, read_tasks, score
+from sandbox import Sandbox, preflight, read_tasks, start_scoring
 
-# ---------------------------------------------------------------------------------------------------
-# Hyperparameters
-# ---------------------------------------------------------------------------------------------------
+# ---- hyperparameters ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -45,6 +53,7 @@ class Config:
 
     # -- files --
     train_path: str = "data/humaneval_train.jsonl"
+    dev_path: str = ""  # tasks to evaluate on while training; left out of the training tasks
     sft_model: str = "checkpoints/deepseek_1_3b_lora_sft_v2"  # adapter folder to start from
     output_dir: str = "checkpoints/deepseek_1_3b_lora_ppo_alpha0.01_4"
     # -- sampling --
@@ -54,18 +63,34 @@ class Config:
     top_p: float = 1.0  # below 1 the sampled distribution is no longer the scored one
     # -- reward --
     length_penalty_alpha: float = 0.01  # charge per 100 generated tokens
+    length_penalty_on: Literal["all", "passed"] = (
+        "all"  # passed: a wrong program gains nothing by being short
+    )
     time_limit: float = 5.0  # seconds per program
     # -- PPO --
-    batch_size: int = 4  # completions per update, one for each task drawn
+    batch_size: int = 4  # tasks per update
+    samples_per_task: int = 1  # completions of each task
+    baseline: Literal["batch", "group"] = (
+        "batch"  # mean and std of the whole batch, or of each task's samples
+    )
     ppo_epochs: int = 4  # optimizer steps per update
     clip_range: float = 0.2
-    ratio_level: str = "sequence"  # sequence: one ratio per completion; token: one per token
+    ratio_level: Literal["sequence", "token"] = "sequence"  # one ratio per completion, or one per token
+    kl_coef: float = 0.0  # weight of the KL divergence from the SFT policy
+    target_kl: float = 0.0  # above 0: end an update before the step at which approx_kl exceeds it
     learning_rate: float = 5e-6
     max_grad_norm: float = 1.0
     num_updates: int = 100
     # -- memory: these do not change the mathematics --
     micro_batch_size: int = 2  # completions per forward and backward pass
     gradient_checkpointing: bool = False
+    # -- long runs --
+    resume: bool = False  # continue from the last state in output_dir
+    save_every: int = 10  # updates between two states
+    eval_every: int = 10  # updates between two evaluations on dev_path
+    patience: int = 0  # above 0: stop after so many evaluations in a row without a better one
+    max_bad_updates: int = 3  # stop after so many updates in a row whose gradient is not finite
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
     # -- other --
     seed: int = 42
     log_every: int = 1  # updates per printed line; the log file has every update
@@ -78,19 +103,17 @@ def parse_config(config_class, positive):
     Raises SystemExit with one line at an unknown flag and where a field named in `positive` is not above 0.
     """
     flags = [] if "kernel_launcher" in sys.argv[0] else None
-    parser = HfArgumentParser(config_class)
+    parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]")
     config, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
     if unknown:
         raise SystemExit(f"unknown flags: {' '.join(unknown)}; --help lists the known ones")
-    for name in positive:
-        if getattr(config, name) <= 0:
+    for name in positive.split():
+        if not getattr(config, name) > 0:
             raise SystemExit(f"--{name} must be above 0, not {getattr(config, name)}")
     return config
 
 
-# ---------------------------------------------------------------------------------------------------
-# Data
-# ---------------------------------------------------------------------------------------------------
+# ---- data ---------------------------------------------------------------------------------------------
 
 
 # Same in every script (tests/test_copies.py keeps the copies equal).
@@ -103,9 +126,18 @@ def encode_prompt(tokenizer, task):
     return tokenizer(task["prompt"].rstrip())["input_ids"]
 
 
-# ---------------------------------------------------------------------------------------------------
-# Model
-# ---------------------------------------------------------------------------------------------------
+# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
+def draw(rows, first, count, seed):
+    """Rows first .. first + count of an endless series of shuffles: all come once before one comes again.
+
+    Depends on its arguments alone: a resumed run draws what the uninterrupted one would have drawn.
+    """
+    shuffles = range(first // len(rows), (first + count - 1) // len(rows) + 1)
+    drawn = [row for n in shuffles for row in random.Random(f"{seed} {n}").sample(rows, len(rows))]
+    return drawn[first % len(rows) :][:count]
+
+
+# ---- model --------------------------------------------------------------------------------------------
 
 
 # Same in every script (tests/test_copies.py keeps the copies equal).
@@ -118,21 +150,12 @@ def load_base(model_name, device):
     dtype = torch.float32
     if device.startswith("cuda"):
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    quantization = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
+    arguments = {"quantization_config": quantization, "dtype": dtype, "device_map": {"": device}}
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_name)
-        model = AutoModelForCausalLM.from_pretrained(
-            model_name,
-            quantization_config=quantization,
-            dtype=dtype,
-            device_map={"": device},
-            use_safetensors=True,
-        )
+        model = AutoModelForCausalLM.from_pretrained(model_name, **arguments, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SystemExit(
@@ -144,7 +167,7 @@ def load_base(model_name, device):
     text = "def f(x):\n    return x + 1"
     if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
         raise SystemExit(f"the tokenizer of {model_name!r} does not keep the text; try a newer transformers")
-    for module in model.modules():  # else generate() repacks the weights for a CPU kernel without gradients
+    for module in model.modules():  # else generation repacks the weights for a CPU kernel without gradients
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
@@ -154,10 +177,7 @@ def load_base(model_name, device):
 # Same in the two RL scripts and eval_humaneval.py (tests/test_copies.py keeps the copies equal).
 def load_adapter(adapter_dir, device, is_trainable):
     """(PeftModel, tokenizer) of an adapter folder on its 4-bit base; raises SystemExit with one line."""
-    for name in (
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    ):  # peft would also take a pickle: not here
+    for name in "adapter_config.json", "adapter_model.safetensors":  # peft would also take a pickle: not here
         if not Path(adapter_dir, name).is_file():
             raise SystemExit(f"{adapter_dir} is no adapter folder (no {name}); train_sft_lora.py makes one")
     try:
@@ -170,120 +190,204 @@ def load_adapter(adapter_dir, device, is_trainable):
     return model, tokenizer
 
 
-# Same in the two RL scripts (tests/test_copies.py keeps the copies equal).
-def set_dropout_to_zero(model):
-    """A reloaded adapter brings its dropout back, and the ratio would not be 1 before the first update."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-
-
 # Same in every train_*.py (tests/test_copies.py keeps the copies equal).
 def save_adapter(model, tokenizer, output_dir, run_config):
-    """Write adapter, tokenizer and run_config.json to a temporary folder, then move them to output_dir."""
-    temporary = Path(output_dir, "unfinished_write")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary, save_embedding_layers=False)
-    tokenizer.save_pretrained(temporary)
-    Path(temporary, "run_config.json").write_text(json.dumps(run_config, indent=2) + "\n")
-    files = sorted(temporary.iterdir(), key=lambda path: path.name == "run_config.json")  # last
-    for path in files:
-        os.replace(path, Path(output_dir, path.name))
-    temporary.rmdir()
+    """Write adapter, tokenizer and, last, run_config.json: a folder that has it is complete."""
+    model.save_pretrained(output_dir, save_embedding_layers=False, selected_adapters=["default"])
+    tokenizer.save_pretrained(output_dir)
+    Path(output_dir, "run_config.json").write_text(json.dumps(run_config, indent=2) + "\n")
 
 
 # Same in every train_*.py (tests/test_copies.py keeps the copies equal).
-def prepare_output_dir(output_dir):
-    """Create the folder; remove the run_config.json of an earlier run, which would call this one finished."""
+def save_state(output_dir, state):
+    """Write what --resume needs, atomically, to a file named by its SHA-256; keep the last two."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path = Path(
+        output_dir, "state", f"{state['done']:08d}_{hashlib.sha256(buffer.getvalue()).hexdigest()}.pt"
+    )
+    path.with_suffix(".tmp").write_bytes(buffer.getvalue())
+    os.replace(path.with_suffix(".tmp"), path)
+    for old in sorted(path.parent.glob("*.pt"))[:-2]:
+        old.unlink()
+
+
+# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
+def load_state(output_dir, identity):
+    """The newest sound state of the run with this identity, {} if there is none; SystemExit if none fits."""
+    paths = sorted(Path(output_dir, "state").glob("*.pt"), reverse=True)
+    for path in paths:
+        problem = "is damaged"
+        if hashlib.sha256(path.read_bytes()).hexdigest() == path.stem[9:]:
+            state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
+            other = [name for name, value in identity.items() if state["identity"].get(name) != value]
+            if not other:
+                return state
+            problem = f"is of a run with another {', '.join(other)}"
+        print(f"--resume: {path} {problem}; trying the one before")
+    if paths:
+        raise SystemExit(f"--resume: no state in {output_dir} fits; without --resume the run starts again")
+    return {}
+
+
+# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
+def open_logs(output_dir, names, sizes):
+    """Create the folder and open its logs, cut to `sizes` bytes; sizes None is a new run.
+
+    The run_config.json of an earlier run goes: it would call this one finished.
+    """
     try:
-        os.makedirs(output_dir, exist_ok=True)
-        Path(output_dir, "run_config.json").write_text("")
-        Path(output_dir, "run_config.json").unlink()
+        if sizes is None:
+            shutil.rmtree(Path(output_dir, "state"), ignore_errors=True)
+        os.makedirs(Path(output_dir, "state"), exist_ok=True)
+        files = [open(Path(output_dir, name), "a") for name in names]
+        Path(output_dir, "run_config.json").unlink(missing_ok=True)
     except OSError as error:
-        raise SystemExit(
-            f"cannot write to the output folder {output_dir} ({error.strerror}); choose another one"
-        )
+        raise SystemExit(f"cannot write to the folder {output_dir} ({error.strerror}); choose another one")
+    for file, size in zip(files, sizes or [0] * len(files)):
+        file.truncate(size)
+    return files
 
 
-# ---------------------------------------------------------------------------------------------------
-# Rollout and log-probabilities
-# ---------------------------------------------------------------------------------------------------
+# ---- rollout and log-probabilities --------------------------------------------------------------------
 
 
 # Same in the two RL scripts and eval_humaneval.py (tests/test_copies.py keeps the copies equal).
 @torch.no_grad()
-def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p):
-    """One completion per prompt, sampled in one left-padded batch (greedy at temperature 0).
+def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, uniform):
+    """Yield (i, completion_ids) of prompt i as soon as its completion ends.
 
-    prompt_ids: list of B lists. Returns a list of B lists of the sampled ids; a completion ends with its
-    first EOS, included. One that reached max_new_tokens has no EOS, and none is added.
+    prompt_ids: list of B lists; of equal neighbours the first is computed and copied. Row i of uniform, (B,
+    max_new_tokens) random numbers from [0, 1), picks the tokens of completion i (inverse of the cumulative
+    distribution), so that it does not depend on what else is in the batch; None decodes greedily. A completion
+    ends with its first EOS, included; one that reached max_new_tokens has no EOS, and none is added.
     """
-    model.eval()  # in train mode with gradient checkpointing, generate() would decode without a cache
-    width = max(len(ids) for ids in prompt_ids)
-    rows = [[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in prompt_ids]
-    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids]
-    # top_k is 50 unless told otherwise, and then the sampled distribution is not the scored one
-    sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
-    sequences = model.generate(
-        input_ids=torch.tensor(rows, device=model.device),  # (B, width)
-        attention_mask=torch.tensor(mask, device=model.device),
-        max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **sampling,
-    )
-    completion_ids = []
-    for ids in sequences[:, width:].tolist():  # sliced by position: pad = eos, so padding is no guide
-        if tokenizer.eos_token_id in ids:
-            ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
-        completion_ids.append(ids)
-    return completion_ids
+    model.eval()  # in train mode with gradient checkpointing there would be no cache
+    prompts = [prompt for prompt, _ in groupby(prompt_ids)]
+    rows = [row for row, (_, copies) in enumerate(groupby(prompt_ids)) for _ in copies]  # of each completion
+    width = max(map(len, prompts))
+    ids = [[tokenizer.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    ids = torch.tensor(ids, device=model.device)  # (distinct prompts, width), left-padded
+    mask = torch.tensor(mask, device=model.device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)  # the first real token of each row is at position 0
+    cache = DynamicCache(config=model.config)
+    completion_ids = [[] for _ in prompt_ids]
+    running = list(range(len(prompt_ids)))  # completions that have not ended
+    for t in range(max_new_tokens):
+        output = model(
+            ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+        )
+        logits = output.logits[rows, -1].float()  # (running, V)
+        if uniform is None:
+            tokens = logits.argmax(-1)  # (running,)
+        else:
+            logits = TopPLogitsWarper(top_p)(None, logits / temperature)
+            cumulative = logits.double().softmax(-1).cumsum(-1)
+            threshold = uniform[running, t, None].to(model.device) * cumulative[:, -1:]
+            tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+        going_on = []
+        for k, (i, token) in enumerate(zip(running, tokens.tolist())):
+            completion_ids[i].append(token)
+            if token == tokenizer.eos_token_id or t == max_new_tokens - 1:
+                yield i, completion_ids[i]
+            else:
+                going_on.append(k)
+        if not going_on:
+            return
+        running, rows = [running[k] for k in going_on], [rows[k] for k in going_on]
+        if rows != list(range(len(mask))):  # copy the rows of shared prompts, drop those that have ended
+            cache.batch_select_indices(torch.tensor(rows, device=model.device))
+            mask, positions = mask[rows], positions[rows]
+            rows = list(range(len(rows)))
+        ids = tokens[going_on, None]
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        positions = positions[:, -1:] + 1
 
 
 # Same in the two RL scripts (tests/test_copies.py keeps the copies equal).
 def completion_logprobs(model, prompt_ids, completion_ids, temperature, pad_token_id):
     """Log-probability of every completion token under the model.
 
-    Rows are [padding, prompt, completion, padding], so that all completions begin in the same column:
+    Neighbours with the same prompt share a row, in which the prompt is computed once. With the completions
+    [8, 9] and [3] of the prompt [5, 6], and padding on the right, where no real token sees it:
 
-        prompt_ids = [[5, 6], [7]]          ids  = [[5, 6, 8, 9]      mask = [[1, 1, 1, 1]
-        completion_ids = [[8, 9], [3]]              [0, 7, 3, 0]]             [0, 1, 1, 0]]
+        ids       = [5, 6, 8, 9, 3, pad]
+        positions = [0, 1, 2, 3, 2, 0]
+        segments  = [0, 0, 1, 1, 2, -1]   a token sees segment 0 and its own, up to itself
+        columns   = [1, 2], [1]           where the logits are that predict [8, 9] and [3]
 
     Returns logprobs and completion_mask, both (B, C) with C = length of the longest completion; logprobs is 0
     where completion_mask is 0. The logits are divided by the sampling temperature.
     """
-    P = max(len(ids) for ids in prompt_ids)
-    C = max(len(ids) for ids in completion_ids)
-    rows = []
-    mask = []
-    for prompt, completion in zip(prompt_ids, completion_ids):
-        left, right = P - len(prompt), C - len(completion)
-        rows.append([pad_token_id] * left + prompt + completion + [pad_token_id] * right)
-        mask.append(
-            [0] * left + [1] * (len(prompt) + len(completion)) + [0] * right
-        )  # from lengths: pad = eos
-    ids = torch.tensor(rows, device=model.device)  # (B, P + C)
-    mask = torch.tensor(mask, device=model.device)  # (B, P + C)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)  # the first real token of each row is at position 0
-    # logits[t] predicts ids[t + 1]: the C + 1 last ones, less the very last, predict the completion
-    output = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=C + 1, use_cache=False)
-    logits = output.logits[:, :-1].float() / temperature  # (B, C, V)
-    chosen = logits.gather(-1, ids[:, P:, None]).squeeze(-1)  # (B, C)
-    completion_mask = mask[:, P:]
-    return (chosen - logits.logsumexp(-1)) * completion_mask, completion_mask
+    ids, positions, segments, rows, columns = [], [], [], [], []
+    for i, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids)):
+        P, C = len(prompt), len(completion)
+        if i == 0 or prompt != prompt_ids[i - 1]:
+            ids.append(list(prompt))
+            positions.append(list(range(P)))
+            segments.append([0] * P)
+        rows += [len(ids) - 1] * C
+        columns += [P - 1, *range(len(ids[-1]), len(ids[-1]) + C - 1)]
+        ids[-1] += completion
+        positions[-1] += range(P, P + C)
+        segments[-1] += [segments[-1][-1] + 1] * C
+    ids, positions, segments = (
+        pad_sequence([torch.tensor(row) for row in lists], True, padding).to(model.device)  # (R, T)
+        for lists, padding in ((ids, pad_token_id), (positions, 0), (segments, -1))
+    )
+    seen = (segments[:, None] == 0) | (segments[:, None] == segments[:, :, None])  # (R, T query, T key)
+    base = model.get_base_model()
+    arguments = {"attention_mask": seen.tril()[:, None], "position_ids": positions, "use_cache": False}
+    hidden = base.get_decoder()(ids, **arguments).last_hidden_state[rows, columns]  # (tokens, hidden size)
+    logits = base.get_output_embeddings()(hidden).float() / temperature  # (tokens, V)
+    targets = torch.tensor(sum(completion_ids, []), device=model.device)
+    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)  # (tokens,)
+    lengths = [len(completion) for completion in completion_ids]
+    mask = pad_sequence(
+        [torch.ones(n, device=model.device) for n in lengths], True
+    )  # from lengths: pad = eos
+    return pad_sequence(logprobs.split(lengths), True), mask
 
 
-# ---------------------------------------------------------------------------------------------------
-# Advantages and loss
-# ---------------------------------------------------------------------------------------------------
+# Same in the two RL scripts (tests/test_copies.py keeps the copies equal).
+def micro_batches(prompt_ids, completion_ids, chosen, size):
+    """The completions in `chosen`, `size` at a time: a list of (indices, prompt_ids, completion_ids).
+
+    Completions of one prompt stay together, next to prompts whose row is about as long: little padding.
+    """
+    length = Counter()  # of the row that completion_logprobs makes of a prompt
+    for i in chosen:
+        length[tuple(prompt_ids[i])] += len(completion_ids[i])
+    order = sorted(chosen, key=lambda i: (len(prompt_ids[i]) + length[tuple(prompt_ids[i])], prompt_ids[i]))
+    slices = [order[first : first + size] for first in range(0, len(order), size)]
+    return [(mb, [prompt_ids[i] for i in mb], [completion_ids[i] for i in mb]) for mb in slices]
 
 
-def normalized_advantages(rewards, eps=1e-8):
-    """(rewards - mean) / (std + eps), (B,); zeros where all rewards are equal: nothing to learn from."""
-    if rewards.max() - rewards.min() < 1e-6:
-        return torch.zeros_like(rewards)
-    return (rewards - rewards.mean()) / (rewards.std() + eps)
+# Same in the two RL scripts (tests/test_copies.py keeps the copies equal).
+def greedy_passes(model, tokenizer, sandbox, tasks, batch_size, max_new_tokens):
+    """For each task, in no particular order, whether its greedy completion passes."""
+    scores = []
+    for first in range(0, len(tasks), batch_size):
+        batch = tasks[first : first + batch_size]
+        prompt_ids = [encode_prompt(tokenizer, task) for task in batch]
+        for i, ids in generate(model, tokenizer, prompt_ids, max_new_tokens, 1.0, 1.0, None):
+            scores.append(start_scoring(sandbox, batch[i], tokenizer.decode(ids, skip_special_tokens=True)))
+    return [score.result().outcome == "passed" for score in scores]
+
+
+# ---- advantages and loss ------------------------------------------------------------------------------
+
+
+def normalized_advantages(rewards, group_size, eps=1e-8):
+    """(rewards - mean) / (std + eps) within each group of neighbours. rewards: (B,); returns (B,).
+
+    Zeros in a group whose rewards are all equal: there is nothing to learn, and noise / eps would be large.
+    """
+    groups = rewards.view(-1, group_size)
+    advantages = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + eps)
+    advantages[groups.amax(1) - groups.amin(1) < 1e-6] = 0.0
+    return advantages.flatten()
 
 
 def ppo_loss(logprobs, old_logprobs, completion_mask, advantages, clip_range, ratio_level):
@@ -309,163 +413,232 @@ def ppo_loss(logprobs, old_logprobs, completion_mask, advantages, clip_range, ra
 
 
 if __name__ == "__main__":
-    # -----------------------------------------------------------------------------------------------
-    # Setup
-    # -----------------------------------------------------------------------------------------------
-    cfg = parse_config(
-        Config,
-        (
-            "max_new_tokens",
-            "temperature",
-            "top_p",
-            "ppo_epochs",
-            "num_updates",
-            "micro_batch_size",
-            "log_every",
-        ),
+    # ---- setup ----------------------------------------------------------------------------------------
+    positive = (
+        "max_new_tokens temperature top_p batch_size samples_per_task ppo_epochs num_updates eval_every"
     )
-    if cfg.ratio_level not in ("sequence", "token"):
-        raise SystemExit(f"--ratio_level is sequence or token, not {cfg.ratio_level!r}")
-    if cfg.batch_size < 2:
-        raise SystemExit("PPO learns from differences: --batch_size must be at least 2")
-    set_seed(cfg.seed)
-    rng = random.Random(cfg.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tasks = read_tasks(cfg.train_path)
+    cfg = parse_config(Config, f"{positive} micro_batch_size save_every max_bad_updates log_every")
+    tracker = None if cfg.report_to == "none" else cfg.report_to
+    accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
+    device, is_main = str(accelerator.device), accelerator.is_main_process
+    num_completions = cfg.batch_size * cfg.samples_per_task
+    group_size = cfg.samples_per_task if cfg.baseline == "group" else num_completions
+    if group_size < 2:
+        raise SystemExit(
+            "PPO compares completions: --batch_size (baseline group: --samples_per_task) must be at least 2"
+        )
+    share = num_completions // accelerator.num_processes
+    mine = slice(
+        accelerator.process_index * share, (accelerator.process_index + 1) * share
+    )  # of the completions
+    if share * accelerator.num_processes != num_completions:
+        raise SystemExit(
+            f"{num_completions} completions cannot be shared by {accelerator.num_processes} processes"
+        )
     model, tokenizer = load_adapter(cfg.sft_model, device, is_trainable=True)
-    set_dropout_to_zero(model)
+    if cfg.kl_coef > 0:  # a frozen second adapter; with none at all, the reference would be the base model
+        model.load_adapter(cfg.sft_model, "reference", torch_device=device)
+    for module in model.modules():  # a reloaded adapter brings its dropout back, and no ratio would be 1
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     if cfg.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    pad = tokenizer.pad_token_id
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=cfg.learning_rate, weight_decay=0.0)
 
-    all_tasks = len(tasks)
-    tasks = [task for task in tasks if len(encode_prompt(tokenizer, task)) <= cfg.max_length]
+    dev_tasks = read_tasks(cfg.dev_path) if cfg.dev_path else []
+    others = [task for task in read_tasks(cfg.train_path) if task not in dev_tasks]
+    tasks = [task for task in others if len(encode_prompt(tokenizer, task)) <= cfg.max_length]
     if not tasks:
         raise SystemExit(f"no prompt of {cfg.train_path} fits into --max_length {cfg.max_length} tokens")
-    print(f"{len(tasks)} tasks ({all_tasks - len(tasks)} with too long a prompt left out), {device}")
-    num_samples = cfg.num_updates * cfg.batch_size
-    print(f"{cfg.num_updates} updates x {cfg.batch_size} completions = {num_samples} samples")
-    print(f"{cfg.num_updates} updates x {cfg.ppo_epochs} epochs = {cfg.num_updates * cfg.ppo_epochs} steps")
+    accelerator.print(
+        f"{len(tasks)} tasks ({len(others) - len(tasks)} with too long a prompt left out), {device}"
+    )
+    accelerator.print(f"{cfg.num_updates} updates x {cfg.batch_size} tasks x {cfg.samples_per_task} samples")
+    accelerator.print(
+        f"{cfg.num_updates} updates x {cfg.ppo_epochs} epochs = {cfg.num_updates * cfg.ppo_epochs} steps"
+    )
 
-    # -----------------------------------------------------------------------------------------------
-    # Training
-    # -----------------------------------------------------------------------------------------------
-    with Sandbox(timeout=cfg.time_limit) as sandbox:
-        print(f"sandbox: {sandbox.report}")
-        print(preflight(sandbox, tasks))
-        prepare_output_dir(cfg.output_dir)
-        log_file = open(Path(cfg.output_dir, "ppo_train_log.jsonl"), "w")
-        samples_file = open(Path(cfg.output_dir, "samples.jsonl"), "w")
-        queue = []  # shuffled tasks, refilled when empty: all are drawn once before one is drawn again
-        update = 0
-        start = time.time()
-        progress = tqdm(total=cfg.num_updates, desc="PPO", disable=not sys.stderr.isatty())
-        try:
-            while update < cfg.num_updates:
-                # ---- rollout ----
-                while len(queue) < cfg.batch_size:
-                    queue += rng.sample(tasks, len(tasks))
-                batch = [queue.pop(0) for _ in range(cfg.batch_size)]
-                prompt_ids = [encode_prompt(tokenizer, task) for task in batch]
-                sampling = cfg.max_new_tokens, cfg.temperature, cfg.top_p
-                completion_ids = generate(model, tokenizer, prompt_ids, *sampling)
-                completions = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-                gen_len = torch.tensor([float(len(ids)) for ids in completion_ids])  # (B,)
+    may_change = "output_dir num_updates micro_batch_size gradient_checkpointing resume save_every patience"
+    may_change += " max_bad_updates report_to log_every"
+    identity = {name: value for name, value in asdict(cfg).items() if name not in may_change.split()}
+    sft_weights = Path(cfg.sft_model, "adapter_model.safetensors").read_bytes()
+    identity["sft_sha256"] = hashlib.sha256(sft_weights).hexdigest()
+    state = {"done": 0, "bad_updates": 0, "best": -1.0, "waited": 0, "seconds": 0.0, "log_sizes": None}
+    state |= load_state(cfg.output_dir, identity) if cfg.resume else {}
+    if "adapter" in state:
+        optimizer.load_state_dict(state["optimizer"])
+        for parameter, saved in zip(trainable, state["adapter"]):
+            parameter.data.copy_(saved)
 
-                # ---- reward ----
-                results = score(sandbox, batch, completions)
-                base_rewards = torch.tensor([float(result.outcome == "passed") for result in results])  # (B,)
-                rewards = base_rewards - cfg.length_penalty_alpha * gen_len / 100  # (B,)
-                advantages = normalized_advantages(rewards)  # (B,)
+    sandbox = Sandbox(timeout=cfg.time_limit)
+    accelerator.print(f"sandbox: {sandbox.report}")
+    accelerator.print(preflight(sandbox, tasks + dev_tasks))
+    if is_main:
+        logs = open_logs(cfg.output_dir, ("ppo_train_log.jsonl", "samples.jsonl"), state["log_sizes"])
+    if tracker:
+        accelerator.init_trackers("ppo", asdict(cfg))
 
-                # ---- old log-probs: the same function, micro-batches and precision as the new ones ----
-                model.train()  # every dropout is 0
-                lengths = [len(prompt_ids[i]) + len(completion_ids[i]) for i in range(cfg.batch_size)]
-                order = sorted(range(cfg.batch_size), key=lengths.__getitem__)
-                micro_batches = []  # of completions of similar length: little padding
-                for first in range(0, cfg.batch_size, cfg.micro_batch_size):
-                    mb = order[first : first + cfg.micro_batch_size]
-                    mb_ids = [prompt_ids[i] for i in mb], [completion_ids[i] for i in mb]
-                    # not under no_grad, which selects another 4-bit kernel: the first ratio must be exactly 1
-                    old_logprobs, mask = completion_logprobs(model, *mb_ids, cfg.temperature, pad)
-                    micro_batches.append((advantages[mb].to(device), mb_ids, mask, old_logprobs.detach()))
-                    del old_logprobs  # and with it the graph
+    # ---- training -------------------------------------------------------------------------------------
+    start = time.time() - state["seconds"]
+    show_bar = is_main and sys.stderr.isatty()
+    progress = tqdm(total=cfg.num_updates, initial=state["done"], desc="PPO", disable=not show_bar)
+    run_config = {**asdict(cfg), **identity, "method": "PPO", "sandbox": sandbox.report}
+    stopped = ""  # why, where that is not after the last update
+    try:
+        while state["done"] < cfg.num_updates and not 0 < cfg.patience <= state["waited"]:
+            # ---- rollout: each process samples its share; programs run while others are still sampled ----
+            update = state["done"] + 1
+            times = [time.time()]
+            drawn = draw(tasks, state["done"] * cfg.batch_size, cfg.batch_size, cfg.seed)
+            batch = [task for task in drawn for _ in range(cfg.samples_per_task)][mine]
+            prompt_ids = [encode_prompt(tokenizer, task) for task in batch]
+            noise = torch.Generator().manual_seed(1_000_003 * cfg.seed + update)
+            uniform = torch.rand(num_completions, cfg.max_new_tokens, generator=noise, dtype=torch.float64)
+            sampling = cfg.max_new_tokens, cfg.temperature, cfg.top_p, uniform[mine]
+            completion_ids, completions, scores = {}, {}, {}
+            for i, ids in generate(model, tokenizer, prompt_ids, *sampling):
+                completion_ids[i], completions[i] = ids, tokenizer.decode(ids, skip_special_tokens=True)
+                scores[i] = start_scoring(sandbox, batch[i], completions[i])
+            times.append(time.time())
 
-                # ---- update ----
-                total_tokens = sum(len(ids) for ids in completion_ids)
-                count = cfg.batch_size if cfg.ratio_level == "sequence" else total_tokens
-                stats = dict.fromkeys(("loss", "clip_frac", "approx_kl", "max_log_ratio", "grad_norm"), 0.0)
-                for epoch in range(cfg.ppo_epochs if advantages.any() else 0):
-                    for mb_advantages, mb_ids, mask, mb_old in micro_batches:
-                        logprobs, _ = completion_logprobs(model, *mb_ids, cfg.temperature, pad)
-                        loss, log_ratio, is_clipped = ppo_loss(
-                            logprobs, mb_old, mask, mb_advantages, cfg.clip_range, cfg.ratio_level
-                        )
-                        (loss / count).backward()  # per micro-batch, so that only one graph is in memory
-                        max_log_ratio = log_ratio.abs().max().item()
-                        if epoch == 0 and max_log_ratio > 1e-3:
-                            print(f"warning: before the update, log-ratios are {max_log_ratio:.1e} and not 0")
-                        # k3 estimate of KL(old || new) in the last epoch: joschu.net/blog/kl-approx.html
-                        delta = (logprobs.detach() - mb_old).clamp(-20, 20)
-                        kl = ((delta.exp() - 1 - delta) * mask).sum().item()
-                        stats["approx_kl"] += kl / total_tokens if epoch == cfg.ppo_epochs - 1 else 0.0
-                        stats["loss"] += loss.item() / count / cfg.ppo_epochs
-                        stats["clip_frac"] += is_clipped.sum().item() / count / cfg.ppo_epochs
-                        stats["max_log_ratio"] = max(stats["max_log_ratio"], max_log_ratio)
-                    grad_norm = torch.nn.utils.clip_grad_norm_(trainable, cfg.max_grad_norm).item()
-                    stats["grad_norm"] += grad_norm / cfg.ppo_epochs
-                    optimizer.step()
-                    optimizer.zero_grad()
-                update += 1
+            # ---- reward, and advantages over the completions of all processes ----
+            samples = []
+            for i, task in enumerate(batch):
+                sample = {"update": update, "task_id": task["task_id"], "completion": completions[i]}
+                sample |= {"outcome": scores[i].result().outcome, "gen_len": len(completion_ids[i])}
+                sample |= {"truncated": completion_ids[i][-1] != tokenizer.eos_token_id}
+                samples.append(sample)
+            samples = gather_object(samples)
+            passed = torch.tensor([float(sample["outcome"] == "passed") for sample in samples])  # (B,)
+            gen_len = torch.tensor([float(sample["gen_len"]) for sample in samples])  # (B,)
+            charged = passed if cfg.length_penalty_on == "passed" else 1.0
+            rewards = passed - cfg.length_penalty_alpha * gen_len / 100 * charged  # (B,)
+            advantages = normalized_advantages(rewards, group_size)  # (B,)
+            times.append(time.time())
 
-                # ---- log ----
-                truncated = [ids[-1] != tokenizer.eos_token_id for ids in completion_ids]
-                row = {
-                    "update": update,
-                    "batch_size": cfg.batch_size,
-                    "avg_reward": rewards.mean().item(),
-                    "avg_base_reward": base_rewards.mean().item(),
-                    "avg_gen_len": gen_len.mean().item(),
-                    "truncated": sum(truncated) / len(truncated),
-                    "entropy_estimate": -sum(old.sum().item() for *_, old in micro_batches) / total_tokens,
-                    "sandbox_errors": sum(result.outcome == "error" for result in results),
-                    "sandbox": sandbox.report,
-                    **stats,
-                    "seconds": time.time() - start,
-                }
-                log_file.write(json.dumps(row) + "\n")
-                log_file.flush()
-                for i, task in enumerate(batch):
-                    sample = {
-                        "update": update,
-                        "task_id": task["task_id"],
-                        "completion": completions[i],
-                        "reward": rewards[i].item(),
-                        "outcome": results[i].outcome,
-                        "gen_len": len(completion_ids[i]),
-                    }
-                    samples_file.write(json.dumps(sample) + "\n")
-                samples_file.flush()
-                progress.update()
-                if update % cfg.log_every == 0:
-                    note = "" if advantages.any() else "  no learning signal: all rewards equal"
-                    if row["sandbox_errors"]:
-                        note += f"  the sandbox itself failed on {row['sandbox_errors']} programs"
-                    tqdm.write(
-                        f"update {update:4d}  reward {row['avg_reward']:6.3f}  "
-                        f"passed {row['avg_base_reward']:.3f}  tokens {row['avg_gen_len']:5.1f}  "
-                        f"clip_frac {row['clip_frac']:.3f}  kl {row['approx_kl']:.1e}  "
-                        f"{row['seconds']:5.0f} s{note}"
+            # ---- update ----
+            model.train()  # every dropout is 0
+            my_advantages = advantages[mine].to(device)
+            chosen = [i for i in range(share) if cfg.kl_coef > 0 or my_advantages[i] != 0]  # have a gradient
+            mbs = micro_batches(prompt_ids, completion_ids, chosen, cfg.micro_batch_size)
+            scoring = cfg.temperature, tokenizer.pad_token_id
+            if cfg.kl_coef > 0:
+                model.set_adapter("reference", inference_mode=True)
+                with torch.no_grad():
+                    ref_logprobs = [completion_logprobs(model, *ids, *scoring)[0] for _, *ids in mbs]
+                model.set_adapter("default")
+            old_logprobs = []  # of each micro-batch, (mb, C)
+            count = num_completions if cfg.ratio_level == "sequence" else gen_len.sum().item()
+            epochs = []  # stats of each
+            for epoch in range(cfg.ppo_epochs if cfg.kl_coef > 0 or advantages.any() else 0):
+                optimizer.zero_grad()
+                sums = torch.zeros(5, device=device)  # loss, clipped ratios, KL, -log-probs, tokens
+                max_log_ratio = torch.zeros((), device=device)
+                for k, (mb, *ids) in enumerate(mbs):
+                    logprobs, mask = completion_logprobs(model, *ids, *scoring)  # (mb, C)
+                    if epoch == 0:  # the very same numbers, so that the first ratio is 1
+                        old_logprobs.append(logprobs.detach())
+                    old, A = old_logprobs[k], my_advantages[mb]
+                    loss, log_ratio, clipped = ppo_loss(
+                        logprobs, old, mask, A, cfg.clip_range, cfg.ratio_level
                     )
-        except KeyboardInterrupt:
-            print(f"interrupted after {update} updates; saving the adapter")
+                    if (
+                        cfg.kl_coef > 0
+                    ):  # half a squared log-ratio has the gradient of KL(policy || SFT policy)
+                        squares = (logprobs - ref_logprobs[k]).square().sum() / 2
+                        loss = loss + cfg.kl_coef * squares * count / gen_len.sum().item()
+                    (loss / count).backward()  # per micro-batch, so that only one graph is in memory
+                    delta = (logprobs.detach() - old).clamp(-20, 20)
+                    kl = ((delta.exp() - 1 - delta) * mask).sum()  # k3 of joschu.net/blog/kl-approx.html
+                    sums += torch.stack([loss.detach(), clipped.sum(), kl, -old.sum(), mask.sum()])
+                    max_log_ratio = max_log_ratio.maximum(log_ratio.abs().max())
+                for p in trainable:  # a sum over processes: each has divided by the count of all
+                    p.grad = accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, "sum")
+                loss, clipped, kl, entropy, tokens = accelerator.reduce(sums, "sum").tolist()
+                stats = {"loss": loss / count, "clip_frac": clipped / count, "approx_kl": kl / tokens}
+                stats["entropy_estimate"] = entropy / tokens  # of the completions that have a gradient
+                stats["max_log_ratio"] = accelerator.reduce(max_log_ratio, "max").item()
+                stats["grad_norm"] = torch.nn.utils.clip_grad_norm_(trainable, cfg.max_grad_norm).item()
+                epochs.append(stats)
+                if not math.isfinite(loss + stats["grad_norm"]) or 0 < cfg.target_kl < stats["approx_kl"]:
+                    break  # without this step
+                optimizer.step()
+            bad = bool(epochs) and not math.isfinite(loss + stats["grad_norm"])
+            state |= {"done": update, "bad_updates": state["bad_updates"] + 1 if bad else 0}
+            times.append(time.time())
 
-    finished = update == cfg.num_updates
-    run_config = {**asdict(cfg), "method": "PPO", "updates_done": update, "finished": finished}
-    run_config["sandbox"] = sandbox.report
-    save_adapter(model, tokenizer, cfg.output_dir, run_config)
-    print(f"saved {cfg.output_dir}")
-    if not finished:
-        sys.exit(130)  # 128 + SIGINT, so that a shell script stops too
+            # ---- log ----
+            flat = (advantages.view(-1, group_size) == 0).all(1).float().mean().item()
+            by_length = normalized_advantages(passed, group_size).sign() != advantages.sign()
+            errors = sum(sample["outcome"] == "error" for sample in samples)
+            row = {"update": update, "batch_size": cfg.batch_size, "num_completions": num_completions}
+            row |= {"avg_reward": rewards.mean().item(), "avg_base_reward": passed.mean().item()}
+            row |= {"avg_gen_len": gen_len.mean().item(), "flat": flat}  # share of groups with equal rewards
+            row |= {"truncated": sum(sample["truncated"] for sample in samples) / num_completions}
+            row |= {"unique": len({(sample["task_id"], sample["completion"]) for sample in samples})}
+            row |= {"sign_by_length": by_length.float().mean().item()}  # advantages that length alone turned
+            for name in "loss", "clip_frac", "grad_norm":  # means over the epochs
+                row[name] = sum(stats[name] for stats in epochs) / max(len(epochs), 1)
+            for name in "approx_kl", "max_log_ratio", "entropy_estimate":
+                row[name] = max((stats[name] for stats in epochs), default=0.0)
+            row |= {"epochs": len(epochs), "sandbox_errors": errors, "sandbox": sandbox.report}
+            row |= {"rollout_seconds": times[1] - times[0], "reward_seconds": times[2] - times[1]}
+            row |= {"update_seconds": times[3] - times[2], "seconds": time.time() - start}
+            if dev_tasks and (update % cfg.eval_every == 0 or update == cfg.num_updates):
+                part = dev_tasks[accelerator.process_index :: accelerator.num_processes]
+                passes = greedy_passes(model, tokenizer, sandbox, part, num_completions, cfg.max_new_tokens)
+                row["dev_pass_at_1"] = torch.tensor(gather_object(passes)).float().mean().item()
+                state["waited"] += 1
+                if row["dev_pass_at_1"] > state["best"]:
+                    state |= {"best": row["dev_pass_at_1"], "waited": 0}
+                    if is_main:
+                        save_adapter(model, tokenizer, f"{cfg.output_dir}/best", run_config | row)
+            accelerator.log({name: value for name, value in row.items() if name != "sandbox"}, step=update)
+            if is_main:
+                for sample, reward, advantage in zip(samples, rewards.tolist(), advantages.tolist()):
+                    sample |= {"reward": reward, "advantage": advantage}
+                for file, lines in zip(logs, ([row], samples)):
+                    file.writelines(json.dumps(line) + "\n" for line in lines)
+                    file.flush()
+                if update % cfg.save_every == 0 or update == cfg.num_updates:
+                    state |= {
+                        "identity": identity,
+                        "seconds": row["seconds"],
+                        "optimizer": optimizer.state_dict(),
+                    }
+                    state |= {
+                        "adapter": trainable,
+                        "log_sizes": [os.path.getsize(file.name) for file in logs],
+                    }
+                    save_state(cfg.output_dir, state)
+                if update % cfg.log_every == 0:
+                    shown = "avg_reward avg_base_reward avg_gen_len truncated unique flat entropy_estimate"
+                    shown += " clip_frac approx_kl max_log_ratio seconds"
+                    values = "  ".join(f"{name} {row[name]:<6.3g}" for name in shown.split())
+                    tqdm.write(f"update {update:<4d}  {values}")
+                if flat == 1:
+                    remedy = "raise --temperature, --batch_size or --samples_per_task, or take other tasks"
+                    tqdm.write(f"warning: all {num_completions} rewards equal, nothing to learn: {remedy}")
+                if errors:
+                    tqdm.write(f"warning: the sandbox itself failed on {errors} programs")
+                if bad:
+                    tqdm.write("warning: loss or gradient is not finite, the update is skipped")
+            progress.update()
+            if state["bad_updates"] == cfg.max_bad_updates:
+                stopped = "no finite gradient; lower --learning_rate"
+                break
+    except KeyboardInterrupt:
+        stopped = "interrupted"
+    except torch.OutOfMemoryError:
+        knobs = f"lower --micro_batch_size (now {cfg.micro_batch_size}) or set --gradient_checkpointing true"
+        raise SystemExit(f"out of memory: {knobs}; with --resume the run continues from its last state")
+
+    if is_main:
+        run_config |= {"updates_done": state["done"], "finished": not stopped}
+        save_adapter(model, tokenizer, cfg.output_dir, run_config)
+        print(f"saved {cfg.output_dir}" + f" ({stopped} after {state['done']} updates)" * bool(stopped))
+    accelerator.end_training()
+    sandbox.close()
+    if stopped:
+        sys.exit(130 if stopped == "interrupted" else 1)  # so that a shell script stops too

@@ -10,35 +10,32 @@ adapters (Hu et al. 2021, arXiv:2106.09685) on all seven projections of each lay
         --output_dir checkpoints/deepseek_1_3b_lora_sft_v2
 
 Reads a task file with the fields of HumanEval. Writes to --output_dir: the adapter with its tokenizer,
-run_config.json and sft_train_log.jsonl (one line per optimizer step).
+run_config.json, sft_train_log.jsonl (one line per optimizer step) and state/ (for --resume).
 """
 
+import hashlib
+import io
 import json
 import math
 import os
+import random
 import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from tqdm import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    HfArgumentParser,
-    get_linear_schedule_with_warmup,
-    set_seed,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
+from transformers import get_linear_schedule_with_warmup, set_seed
 
 from sandbox import read_tasks, reference
 
-# ---------------------------------------------------------------------------------------------------
-# Hyperparameters
-# ---------------------------------------------------------------------------------------------------
+# ---- hyperparameters -----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -54,7 +51,7 @@ class Config:
     lora_alpha: int = 16
     lora_dropout: float = 0.05
     # -- optimisation --
-    per_device_train_batch_size: int = 1  # rows per forward and backward pass
+    per_device_train_batch_size: int = 1  # rows per forward and backward pass, in each process
     gradient_accumulation_steps: int = 8  # passes per optimizer step
     num_train_epochs: float = 1.0
     max_steps: int = 0  # optimizer steps; above 0 it replaces num_train_epochs
@@ -65,6 +62,11 @@ class Config:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     max_length: int = 1024  # tokens; longer rows are cut, and left out when no solution token remains
+    # -- long runs --
+    resume: bool = False  # continue from the last state in output_dir
+    save_every: int = 10  # steps between two states
+    max_bad_steps: int = 3  # stop after so many steps in a row whose gradient is not finite
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
     # -- other --
     seed: int = 42
     log_every: int = 1  # optimizer steps per printed line; the log file has every step
@@ -77,19 +79,17 @@ def parse_config(config_class, positive):
     Raises SystemExit with one line at an unknown flag and where a field named in `positive` is not above 0.
     """
     flags = [] if "kernel_launcher" in sys.argv[0] else None
-    parser = HfArgumentParser(config_class)
+    parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]")
     config, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
     if unknown:
         raise SystemExit(f"unknown flags: {' '.join(unknown)}; --help lists the known ones")
-    for name in positive:
-        if getattr(config, name) <= 0:
+    for name in positive.split():
+        if not getattr(config, name) > 0:
             raise SystemExit(f"--{name} must be above 0, not {getattr(config, name)}")
     return config
 
 
-# ---------------------------------------------------------------------------------------------------
-# Data
-# ---------------------------------------------------------------------------------------------------
+# ---- data ----------------------------------------------------------------------------------------------
 
 
 # Same in every script (tests/test_copies.py keeps the copies equal).
@@ -100,6 +100,17 @@ def encode_prompt(tokenizer, task):
     token is one the model never saw. So the newline is the beginning of the completion.
     """
     return tokenizer(task["prompt"].rstrip())["input_ids"]
+
+
+# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
+def draw(rows, first, count, seed):
+    """Rows first .. first + count of an endless series of shuffles: all come once before one comes again.
+
+    Depends on its arguments alone: a resumed run draws what the uninterrupted one would have drawn.
+    """
+    shuffles = range(first // len(rows), (first + count - 1) // len(rows) + 1)
+    drawn = [row for n in shuffles for row in random.Random(f"{seed} {n}").sample(rows, len(rows))]
+    return drawn[first % len(rows) :][:count]
 
 
 def encode_row(tokenizer, task, max_length):
@@ -128,9 +139,7 @@ def collate(rows, pad_token_id):
     return torch.tensor(input_ids), torch.tensor(attention_mask), torch.tensor(labels)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Model
-# ---------------------------------------------------------------------------------------------------
+# ---- model ---------------------------------------------------------------------------------------------
 
 
 # Same in every script (tests/test_copies.py keeps the copies equal).
@@ -143,21 +152,12 @@ def load_base(model_name, device):
     dtype = torch.float32
     if device.startswith("cuda"):
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    quantization = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
+    arguments = {"quantization_config": quantization, "dtype": dtype, "device_map": {"": device}}
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_name)
-        model = AutoModelForCausalLM.from_pretrained(
-            model_name,
-            quantization_config=quantization,
-            dtype=dtype,
-            device_map={"": device},
-            use_safetensors=True,
-        )
+        model = AutoModelForCausalLM.from_pretrained(model_name, **arguments, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SystemExit(
@@ -169,7 +169,7 @@ def load_base(model_name, device):
     text = "def f(x):\n    return x + 1"
     if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
         raise SystemExit(f"the tokenizer of {model_name!r} does not keep the text; try a newer transformers")
-    for module in model.modules():  # else generate() repacks the weights for a CPU kernel without gradients
+    for module in model.modules():  # else generation repacks the weights for a CPU kernel without gradients
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
@@ -178,34 +178,64 @@ def load_base(model_name, device):
 
 # Same in every train_*.py (tests/test_copies.py keeps the copies equal).
 def save_adapter(model, tokenizer, output_dir, run_config):
-    """Write adapter, tokenizer and run_config.json to a temporary folder, then move them to output_dir."""
-    temporary = Path(output_dir, "unfinished_write")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary, save_embedding_layers=False)
-    tokenizer.save_pretrained(temporary)
-    Path(temporary, "run_config.json").write_text(json.dumps(run_config, indent=2) + "\n")
-    files = sorted(temporary.iterdir(), key=lambda path: path.name == "run_config.json")  # last
-    for path in files:
-        os.replace(path, Path(output_dir, path.name))
-    temporary.rmdir()
+    """Write adapter, tokenizer and, last, run_config.json: a folder that has it is complete."""
+    model.save_pretrained(output_dir, save_embedding_layers=False, selected_adapters=["default"])
+    tokenizer.save_pretrained(output_dir)
+    Path(output_dir, "run_config.json").write_text(json.dumps(run_config, indent=2) + "\n")
 
 
 # Same in every train_*.py (tests/test_copies.py keeps the copies equal).
-def prepare_output_dir(output_dir):
-    """Create the folder; remove the run_config.json of an earlier run, which would call this one finished."""
+def save_state(output_dir, state):
+    """Write what --resume needs, atomically, to a file named by its SHA-256; keep the last two."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path = Path(
+        output_dir, "state", f"{state['done']:08d}_{hashlib.sha256(buffer.getvalue()).hexdigest()}.pt"
+    )
+    path.with_suffix(".tmp").write_bytes(buffer.getvalue())
+    os.replace(path.with_suffix(".tmp"), path)
+    for old in sorted(path.parent.glob("*.pt"))[:-2]:
+        old.unlink()
+
+
+# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
+def load_state(output_dir, identity):
+    """The newest sound state of the run with this identity, {} if there is none; SystemExit if none fits."""
+    paths = sorted(Path(output_dir, "state").glob("*.pt"), reverse=True)
+    for path in paths:
+        problem = "is damaged"
+        if hashlib.sha256(path.read_bytes()).hexdigest() == path.stem[9:]:
+            state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
+            other = [name for name, value in identity.items() if state["identity"].get(name) != value]
+            if not other:
+                return state
+            problem = f"is of a run with another {', '.join(other)}"
+        print(f"--resume: {path} {problem}; trying the one before")
+    if paths:
+        raise SystemExit(f"--resume: no state in {output_dir} fits; without --resume the run starts again")
+    return {}
+
+
+# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
+def open_logs(output_dir, names, sizes):
+    """Create the folder and open its logs, cut to `sizes` bytes; sizes None is a new run.
+
+    The run_config.json of an earlier run goes: it would call this one finished.
+    """
     try:
-        os.makedirs(output_dir, exist_ok=True)
-        Path(output_dir, "run_config.json").write_text("")
-        Path(output_dir, "run_config.json").unlink()
+        if sizes is None:
+            shutil.rmtree(Path(output_dir, "state"), ignore_errors=True)
+        os.makedirs(Path(output_dir, "state"), exist_ok=True)
+        files = [open(Path(output_dir, name), "a") for name in names]
+        Path(output_dir, "run_config.json").unlink(missing_ok=True)
     except OSError as error:
-        raise SystemExit(
-            f"cannot write to the output folder {output_dir} ({error.strerror}); choose another one"
-        )
+        raise SystemExit(f"cannot write to the folder {output_dir} ({error.strerror}); choose another one")
+    for file, size in zip(files, sizes or [0] * len(files)):
+        file.truncate(size)
+    return files
 
 
-# ---------------------------------------------------------------------------------------------------
-# Loss
-# ---------------------------------------------------------------------------------------------------
+# ---- loss ----------------------------------------------------------------------------------------------
 
 
 def sft_loss(logits, labels):
@@ -219,104 +249,118 @@ def sft_loss(logits, labels):
 
 
 if __name__ == "__main__":
-    # -----------------------------------------------------------------------------------------------
-    # Setup
-    # -----------------------------------------------------------------------------------------------
-    cfg = parse_config(
-        Config,
-        ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "log_every"),
-    )
-    set_seed(cfg.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # ---- setup ----------------------------------------------------------------------------------------
+    positive = "per_device_train_batch_size gradient_accumulation_steps num_train_epochs save_every log_every"
+    cfg = parse_config(Config, positive)
+    tracker = None if cfg.report_to == "none" else cfg.report_to
+    accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
+    device, is_main = str(accelerator.device), accelerator.is_main_process
     tasks = read_tasks(cfg.train_path)
     model, tokenizer = load_base(cfg.model_name, device)
-    lora = LoraConfig(
-        r=cfg.lora_r,
-        lora_alpha=cfg.lora_alpha,
-        lora_dropout=cfg.lora_dropout,
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(model, lora)
+    projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    lora = {"r": cfg.lora_r, "lora_alpha": cfg.lora_alpha, "lora_dropout": cfg.lora_dropout}
+    set_seed(cfg.seed)  # the same first adapter in every process
+    model = get_peft_model(model, LoraConfig(**lora, target_modules=projections, task_type="CAUSAL_LM"))
     trainable = [p for p in model.parameters() if p.requires_grad]
 
     rows = [encode_row(tokenizer, task, cfg.max_length) for task in tasks]
-    rows = [
-        row for row in rows if any(label != -100 for label in row[1])
-    ]  # a row without labels has a loss of NaN
+    rows = [row for row in rows if max(row[1]) >= 0]  # a row without labels has a loss of NaN
     if not rows:
         raise SystemExit(
             f"no row of {cfg.train_path} keeps a solution token within --max_length {cfg.max_length}"
         )
-    rows_per_step = cfg.per_device_train_batch_size * cfg.gradient_accumulation_steps
+    rows_per_process = cfg.per_device_train_batch_size * cfg.gradient_accumulation_steps
+    rows_per_step = rows_per_process * accelerator.num_processes
     num_steps = (
         cfg.max_steps if cfg.max_steps > 0 else math.ceil(len(rows) * cfg.num_train_epochs / rows_per_step)
     )
     optimizer = torch.optim.AdamW(trainable, lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
-    warmup_steps = math.ceil(cfg.warmup_ratio * num_steps)
-    scheduler = get_linear_schedule_with_warmup(optimizer, warmup_steps, num_steps)
-
-    prepare_output_dir(cfg.output_dir)
-    log_file = open(Path(cfg.output_dir, "sft_train_log.jsonl"), "w")
+    scheduler = get_linear_schedule_with_warmup(optimizer, math.ceil(cfg.warmup_ratio * num_steps), num_steps)
     cut = sum(row[1][-1] != tokenizer.eos_token_id for row in rows)
-    print(
-        f"{len(rows)} rows ({len(tasks) - len(rows)} without a solution token left out, {cut} cut), {device}"
-    )
-    print(f"{num_steps} steps x {rows_per_step} rows = {num_steps * rows_per_step} rows")
-    print(f"{sum(p.numel() for p in trainable)} trained parameters")
+    left_out = len(tasks) - len(rows)
+    accelerator.print(f"{len(rows)} rows ({left_out} without a solution token left out, {cut} cut), {device}")
+    accelerator.print(f"{num_steps} steps x {rows_per_step} rows = {num_steps * rows_per_step} rows")
+    accelerator.print(f"{sum(p.numel() for p in trainable)} trained parameters")
 
-    # -----------------------------------------------------------------------------------------------
-    # Training
-    # -----------------------------------------------------------------------------------------------
-    queue = []  # shuffled rows, refilled when empty: every row is drawn once before any is drawn again
-    step = 0
-    start = time.time()
+    may_change = "output_dir resume save_every max_bad_steps report_to log_every"
+    identity = {name: value for name, value in asdict(cfg).items() if name not in may_change.split()}
+    state = {"done": 0, "bad_steps": 0, "seconds": 0.0, "log_sizes": None}
+    state |= load_state(cfg.output_dir, identity) if cfg.resume else {}
+    if "adapter" in state:
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        for parameter, saved in zip(trainable, state["adapter"]):
+            parameter.data.copy_(saved)
+    if is_main:
+        (log_file,) = open_logs(cfg.output_dir, ("sft_train_log.jsonl",), state["log_sizes"])
+    if tracker:
+        accelerator.init_trackers("sft", asdict(cfg))
+
+    # ---- training -------------------------------------------------------------------------------------
+    start = time.time() - state["seconds"]
+    show_bar = is_main and sys.stderr.isatty()
+    progress = tqdm(total=num_steps, initial=state["done"], desc="SFT", disable=not show_bar)
+    stopped = ""  # why, where that is not after the last step
     model.train()
-    progress = tqdm(total=num_steps, desc="SFT", disable=not sys.stderr.isatty())
     try:
-        while step < num_steps:
-            while len(queue) < rows_per_step:
-                queue += torch.randperm(len(rows)).tolist()
-            batch = [rows[queue.pop(0)] for _ in range(rows_per_step)]
+        while state["done"] < num_steps:
+            step = state["done"] + 1
+            batch = draw(rows, state["done"] * rows_per_step, rows_per_step, cfg.seed)
             # divided by the labels of the whole step, so that the micro-batch size changes nothing
             num_labels = sum(label != -100 for _, labels in batch for label in labels)
-            sum_loss = 0.0
-            for first in range(0, rows_per_step, cfg.per_device_train_batch_size):
-                mb = batch[first : first + cfg.per_device_train_batch_size]
-                input_ids, attention_mask, labels = collate(mb, tokenizer.pad_token_id)
-                output = model(
-                    input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False
-                )
-                loss = sft_loss(output.logits, labels.to(device)) / num_labels
-                loss.backward()
-                sum_loss += loss.item()
-            grad_norm = torch.nn.utils.clip_grad_norm_(trainable, cfg.max_grad_norm).item()
-            learning_rate = scheduler.get_last_lr()[0]
-            optimizer.step()
-            scheduler.step()
+            batch = batch[accelerator.process_index * rows_per_process :][:rows_per_process]
+            torch.manual_seed(
+                1_000_003 * cfg.seed + step * accelerator.num_processes + accelerator.process_index
+            )
             optimizer.zero_grad()
-            step += 1
+            loss = torch.zeros((), device=device)
+            for first in range(0, rows_per_process, cfg.per_device_train_batch_size):
+                mb = collate(batch[first : first + cfg.per_device_train_batch_size], tokenizer.pad_token_id)
+                input_ids, attention_mask, labels = (tensor.to(device) for tensor in mb)
+                output = model(input_ids, attention_mask=attention_mask, use_cache=False)
+                mb_loss = sft_loss(output.logits, labels) / num_labels
+                mb_loss.backward()
+                loss += mb_loss.detach()
+            for p in trainable:  # a sum over processes: each has divided by the labels of all
+                p.grad = accelerator.reduce(p.grad, "sum")
+            loss = accelerator.reduce(loss, "sum").item()
+            grad_norm = torch.nn.utils.clip_grad_norm_(trainable, cfg.max_grad_norm).item()
+            bad = not math.isfinite(loss + grad_norm)
+            if not bad:
+                optimizer.step()
+            row = {"step": step, "loss": loss, "lr": scheduler.get_last_lr()[0], "grad_norm": grad_norm}
+            row["seconds"] = time.time() - start
+            scheduler.step()
+            state |= {"done": step, "bad_steps": state["bad_steps"] + 1 if bad else 0}
 
-            row = {
-                "step": step,
-                "loss": sum_loss,
-                "lr": learning_rate,
-                "grad_norm": grad_norm,
-                "seconds": time.time() - start,
-            }
-            log_file.write(json.dumps(row) + "\n")
-            log_file.flush()
+            accelerator.log(row, step=step)
+            if is_main:
+                log_file.write(json.dumps(row) + "\n")
+                log_file.flush()
+                if step % cfg.save_every == 0 or step == num_steps:
+                    state |= {"identity": identity, "seconds": row["seconds"], "adapter": trainable}
+                    state |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+                    state |= {"log_sizes": [os.path.getsize(log_file.name)]}
+                    save_state(cfg.output_dir, state)
+                if step % cfg.log_every == 0:
+                    values = f"loss {loss:7.4f}  lr {row['lr']:.1e}  grad_norm {grad_norm:6.3f}"
+                    tqdm.write(f"step {step:4d}  {values}  {row['seconds']:5.0f} s")
+                if bad:
+                    tqdm.write("warning: loss or gradient is not finite, the step is skipped")
             progress.update()
-            if step % cfg.log_every == 0:
-                tqdm.write(
-                    f"step {step:4d}  loss {sum_loss:7.4f}  lr {learning_rate:.1e}  "
-                    f"grad_norm {grad_norm:6.3f}  {row['seconds']:5.0f} s"
-                )
+            if state["bad_steps"] == cfg.max_bad_steps:
+                stopped = "no finite gradient; lower --learning_rate"
+                break
     except KeyboardInterrupt:
-        print(f"interrupted after {step} steps; saving the adapter")
+        stopped = "interrupted"
+    except torch.OutOfMemoryError:
+        knobs = "halve --per_device_train_batch_size and double --gradient_accumulation_steps, or lower --max_length"
+        raise SystemExit(f"out of memory: {knobs}")
 
-    run_config = {**asdict(cfg), "method": "SFT", "steps_done": step, "finished": step == num_steps}
-    save_adapter(model, tokenizer, cfg.output_dir, run_config)
-    print(f"saved {cfg.output_dir}")
-    if not run_config["finished"]:
-        sys.exit(130)  # 128 + SIGINT, so that a shell script stops too
+    if is_main:
+        run_config = {**asdict(cfg), "method": "SFT", "steps_done": state["done"], "finished": not stopped}
+        save_adapter(model, tokenizer, cfg.output_dir, run_config)
+        print(f"saved {cfg.output_dir}" + f" ({stopped} after {state['done']} steps)" * bool(stopped))
+    accelerator.end_training()
+    if stopped:
+        sys.exit(130 if stopped == "interrupted" else 1)  # so that a shell script stops too
