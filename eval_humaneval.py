@@ -32,7 +32,7 @@ from transformers import HfArgumentParser, TopPLogitsWarper
 
 from sandbox import Sandbox, read_tasks, score
 
-# ---- hyperparameters -----------------------------------------------------------------------------------
+# ---- hyperparameters --------------------------------------------------------------------------------
 
 
 @dataclass
@@ -58,13 +58,12 @@ class Config:
     debug_first_n: int = 0  # above 0, only the first n tasks, and their completions are printed
 
 
-# Same in every script (tests/test_copies.py keeps the copies equal).
-def parse_config(config_class, positive):
-    """Config from the command line; pasted into a notebook, the kernel's own flags are not parsed.
+# ---- command line and data: copies, kept equal by tests/test_copies.py ------------------------------
 
-    Raises SystemExit with one line at an unknown flag and where a field named in `positive` is not above 0.
-    """
-    flags = [] if "kernel_launcher" in sys.argv[0] else None
+
+def parse_config(config_class, positive):
+    """Config from the command line; SystemExit where a field named in `positive` is not above 0."""
+    flags = [] if "kernel_launcher" in sys.argv[0] else None  # in a notebook they are the kernel's
     parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]")
     config, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
     if unknown:
@@ -73,6 +72,18 @@ def parse_config(config_class, positive):
         if not getattr(config, name) > 0:
             raise SystemExit(f"--{name} must be above 0, not {getattr(config, name)}")
     return config
+
+
+def encode_prompt(tokenizer, task):
+    """Token ids of the prompt, BOS included, without its final newline.
+
+    Byte-level BPE merges that newline with the indentation after it; a prompt that ends in a lone newline
+    token is one the model never saw. So the newline is the beginning of the completion.
+    """
+    return tokenizer(task["prompt"].rstrip())["input_ids"]
+
+
+# ---- stop words -------------------------------------------------------------------------------------
 
 
 # A base model goes on after the function; what follows its first new top-level statement is not its answer.
@@ -85,30 +96,12 @@ def truncate(completion):
     return completion[: min(cuts)] if cuts else completion
 
 
-# ---- data ----------------------------------------------------------------------------------------------
+# ---- model: copies, kept equal by tests/test_copies.py ----------------------------------------------
 
 
-# Same in every script (tests/test_copies.py keeps the copies equal).
-def encode_prompt(tokenizer, task):
-    """Token ids of the prompt, BOS included, without its final newline.
-
-    Byte-level BPE merges that newline with the indentation after it; a prompt that ends in a lone newline
-    token is one the model never saw. So the newline is the beginning of the completion.
-    """
-    return tokenizer(task["prompt"].rstrip())["input_ids"]
-
-
-# ---- model ---------------------------------------------------------------------------------------------
-
-
-# Same in every script (tests/test_copies.py keeps the copies equal).
 def load_base(model_name, device):
-    """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer.
-
-    Computes in bfloat16 where the GPU has it, else in float16; on a CPU in float32, the fast format there.
-    Raises SystemExit with one line when the model cannot be had.
-    """
-    dtype = torch.float32
+    """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
+    dtype = torch.float32  # of the computation: the fast format on a CPU
     if device.startswith("cuda"):
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -128,14 +121,11 @@ def load_base(model_name, device):
     text = "def f(x):\n    return x + 1"
     if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
         raise SystemExit(f"the tokenizer of {model_name!r} does not keep the text; try a newer transformers")
-    for module in model.modules():  # else generation repacks the weights for a CPU kernel without gradients
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    model.requires_grad_(False)
-    return model, tokenizer
+    if device == "cpu":  # the same rounded weights, unpacked once and not at every use: half the time
+        model = model.dequantize()
+    return model.requires_grad_(False), tokenizer
 
 
-# Same in the two RL scripts and eval_humaneval.py (tests/test_copies.py keeps the copies equal).
 def load_adapter(adapter_dir, device, is_trainable):
     """(PeftModel, tokenizer) of an adapter folder on its 4-bit base; raises SystemExit with one line."""
     for name in "adapter_config.json", "adapter_model.safetensors":  # peft would also take a pickle: not here
@@ -151,17 +141,16 @@ def load_adapter(adapter_dir, device, is_trainable):
     return model, tokenizer
 
 
-# ---- rollout -------------------------------------------------------------------------------------------
+# ---- rollout: copies, kept equal by tests/test_copies.py --------------------------------------------
 
 
-# Same in the two RL scripts and eval_humaneval.py (tests/test_copies.py keeps the copies equal).
 @torch.no_grad()
 def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, uniform):
     """Yield (i, completion_ids) of prompt i as soon as its completion ends.
 
-    prompt_ids: list of B lists; of equal neighbours the first is computed and copied. Row i of uniform, (B,
-    max_new_tokens) random numbers from [0, 1), picks the tokens of completion i (inverse of the cumulative
-    distribution), so that it does not depend on what else is in the batch; None decodes greedily. A completion
+    prompt_ids: list of B lists; of equal neighbours only the first is computed. Row i of uniform, (B,
+    max_new_tokens) random numbers from [0, 1), picks the tokens of completion i by inverting the cumulative
+    distribution, so that it does not depend on the batch around it; None decodes greedily. A completion
     ends with its first EOS, included; one that reached max_new_tokens has no EOS, and none is added.
     """
     model.eval()  # in train mode with gradient checkpointing there would be no cache
@@ -174,12 +163,11 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, u
     mask = torch.tensor(mask, device=model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # the first real token of each row is at position 0
     cache = DynamicCache(config=model.config)
+    cached = {"past_key_values": cache, "logits_to_keep": 1}
     completion_ids = [[] for _ in prompt_ids]
     running = list(range(len(prompt_ids)))  # completions that have not ended
     for t in range(max_new_tokens):
-        output = model(
-            ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        )
+        output = model(ids, attention_mask=mask, position_ids=positions, **cached)
         logits = output.logits[rows, -1].float()  # (running, V)
         if uniform is None:
             tokens = logits.argmax(-1)  # (running,)
@@ -205,6 +193,9 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, u
         ids = tokens[going_on, None]
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         positions = positions[:, -1:] + 1
+
+
+# ---- files ------------------------------------------------------------------------------------------
 
 
 def write_atomically(path, text):

@@ -3,10 +3,10 @@
     minimise  -(reward - baseline) * sum of log pi(token | prompt, tokens before)      averaged over the batch
     reward =  1 if the program passes all tests, else 0, minus length_penalty_alpha * tokens / 100
 
-One step: sample completions for `batch_size` tasks with the current adapter, run the programs in the sandbox,
-take one optimizer step. Simplifications: every completion is used once, no KL term, no value network. Without
-a baseline a wrong program is pushed down by its length only; with one, the reward is compared with the mean of
-the other completions of the batch or of the task, which leaves the gradient unbiased.
+One step: sample completions for `batch_size` tasks with the current adapter, run the programs in the
+sandbox, take one optimizer step. Simplifications: every completion is used once, no KL term, no value
+network. Without a baseline a wrong program is pushed down by its length only; with one, the reward is
+compared with the mean of the other completions of the batch or the task: the gradient stays unbiased.
 
     python train_rl_lora.py --sft_model checkpoints/deepseek_1_3b_lora_sft_v2 \
         --output_dir checkpoints/deepseek_1_3b_lora_rl_alpha0.01_100
@@ -69,9 +69,7 @@ class Config:
     # -- REINFORCE --
     batch_size: int = 4  # tasks per step
     samples_per_task: int = 1  # completions of each task
-    baseline: Literal["none", "batch", "group"] = (
-        "none"  # mean reward of the other completions: all, or the task's
-    )
+    baseline: Literal["none", "batch", "group"] = "none"  # mean of the other rewards, or of the task's others
     learning_rate: float = 5e-6
     max_grad_norm: float = 1.0
     num_steps: int = 100
@@ -90,13 +88,12 @@ class Config:
     log_every: int = 1  # steps per printed line; the log file has every step
 
 
-# Same in every script (tests/test_copies.py keeps the copies equal).
-def parse_config(config_class, positive):
-    """Config from the command line; pasted into a notebook, the kernel's own flags are not parsed.
+# ---- command line and data: copies, kept equal by tests/test_copies.py ------------------------------
 
-    Raises SystemExit with one line at an unknown flag and where a field named in `positive` is not above 0.
-    """
-    flags = [] if "kernel_launcher" in sys.argv[0] else None
+
+def parse_config(config_class, positive):
+    """Config from the command line; SystemExit where a field named in `positive` is not above 0."""
+    flags = [] if "kernel_launcher" in sys.argv[0] else None  # in a notebook they are the kernel's
     parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]")
     config, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
     if unknown:
@@ -107,10 +104,6 @@ def parse_config(config_class, positive):
     return config
 
 
-# ---- data ---------------------------------------------------------------------------------------------
-
-
-# Same in every script (tests/test_copies.py keeps the copies equal).
 def encode_prompt(tokenizer, task):
     """Token ids of the prompt, BOS included, without its final newline.
 
@@ -120,28 +113,19 @@ def encode_prompt(tokenizer, task):
     return tokenizer(task["prompt"].rstrip())["input_ids"]
 
 
-# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
 def draw(rows, first, count, seed):
-    """Rows first .. first + count of an endless series of shuffles: all come once before one comes again.
-
-    Depends on its arguments alone: a resumed run draws what the uninterrupted one would have drawn.
-    """
+    """Rows first .. first + count of an endless series of shuffles; the same in a run that was resumed."""
     shuffles = range(first // len(rows), (first + count - 1) // len(rows) + 1)
     drawn = [row for n in shuffles for row in random.Random(f"{seed} {n}").sample(rows, len(rows))]
     return drawn[first % len(rows) :][:count]
 
 
-# ---- model --------------------------------------------------------------------------------------------
+# ---- model: copies, kept equal by tests/test_copies.py ----------------------------------------------
 
 
-# Same in every script (tests/test_copies.py keeps the copies equal).
 def load_base(model_name, device):
-    """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer.
-
-    Computes in bfloat16 where the GPU has it, else in float16; on a CPU in float32, the fast format there.
-    Raises SystemExit with one line when the model cannot be had.
-    """
-    dtype = torch.float32
+    """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
+    dtype = torch.float32  # of the computation: the fast format on a CPU
     if device.startswith("cuda"):
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -161,14 +145,11 @@ def load_base(model_name, device):
     text = "def f(x):\n    return x + 1"
     if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
         raise SystemExit(f"the tokenizer of {model_name!r} does not keep the text; try a newer transformers")
-    for module in model.modules():  # else generation repacks the weights for a CPU kernel without gradients
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    model.requires_grad_(False)
-    return model, tokenizer
+    if device == "cpu":  # the same rounded weights, unpacked once and not at every use: half the time
+        model = model.dequantize()
+    return model.requires_grad_(False), tokenizer
 
 
-# Same in the two RL scripts and eval_humaneval.py (tests/test_copies.py keeps the copies equal).
 def load_adapter(adapter_dir, device, is_trainable):
     """(PeftModel, tokenizer) of an adapter folder on its 4-bit base; raises SystemExit with one line."""
     for name in "adapter_config.json", "adapter_model.safetensors":  # peft would also take a pickle: not here
@@ -184,7 +165,9 @@ def load_adapter(adapter_dir, device, is_trainable):
     return model, tokenizer
 
 
-# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
+# ---- files: copies, kept equal by tests/test_copies.py ----------------------------------------------
+
+
 def save_adapter(model, tokenizer, output_dir, run_config):
     """Write adapter, tokenizer and, last, run_config.json: a folder that has it is complete."""
     model.save_pretrained(output_dir, save_embedding_layers=False, selected_adapters=["default"])
@@ -192,23 +175,22 @@ def save_adapter(model, tokenizer, output_dir, run_config):
     Path(output_dir, "run_config.json").write_text(json.dumps(run_config, indent=2) + "\n")
 
 
-# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
-def save_state(output_dir, state):
+def save_state(output_dir, state, trainable, optimizer, logs):
     """Write what --resume needs, atomically, to a file named by its SHA-256; keep the last two."""
+    sizes = [os.path.getsize(log.name) for log in logs]
     buffer = io.BytesIO()
-    torch.save(state, buffer)
-    path = Path(
-        output_dir, "state", f"{state['done']:08d}_{hashlib.sha256(buffer.getvalue()).hexdigest()}.pt"
-    )
+    tensors = {"adapter": trainable, "optimizer": optimizer.state_dict()}
+    torch.save({**state, **tensors, "log_sizes": sizes}, buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    path = Path(output_dir, "state", f"{state['done']:08d}_{digest}.pt")
     path.with_suffix(".tmp").write_bytes(buffer.getvalue())
     os.replace(path.with_suffix(".tmp"), path)
     for old in sorted(path.parent.glob("*.pt"))[:-2]:
         old.unlink()
 
 
-# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
-def load_state(output_dir, identity):
-    """The newest sound state of the run with this identity, {} if there is none; SystemExit if none fits."""
+def load_state(output_dir, identity, trainable, optimizer):
+    """Load the newest sound state of the run with this identity; {} if there is none, or SystemExit."""
     paths = sorted(Path(output_dir, "state").glob("*.pt"), reverse=True)
     for path in paths:
         problem = "is damaged"
@@ -216,6 +198,9 @@ def load_state(output_dir, identity):
             state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
             other = [name for name, value in identity.items() if state["identity"].get(name) != value]
             if not other:
+                optimizer.load_state_dict(state.pop("optimizer"))
+                for parameter, saved in zip(trainable, state.pop("adapter")):
+                    parameter.data.copy_(saved)
                 return state
             problem = f"is of a run with another {', '.join(other)}"
         print(f"--resume: {path} {problem}; trying the one before")
@@ -224,36 +209,31 @@ def load_state(output_dir, identity):
     return {}
 
 
-# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
 def open_logs(output_dir, names, sizes):
-    """Create the folder and open its logs, cut to `sizes` bytes; sizes None is a new run.
-
-    The run_config.json of an earlier run goes: it would call this one finished.
-    """
+    """Create the folder and open its logs, cut to `sizes` bytes; sizes None is a new run, without states."""
     try:
         if sizes is None:
             shutil.rmtree(Path(output_dir, "state"), ignore_errors=True)
         os.makedirs(Path(output_dir, "state"), exist_ok=True)
-        files = [open(Path(output_dir, name), "a") for name in names]
-        Path(output_dir, "run_config.json").unlink(missing_ok=True)
+        logs = [open(Path(output_dir, name), "a") for name in names]
+        Path(output_dir, "run_config.json").unlink(missing_ok=True)  # it would call this run finished
     except OSError as error:
         raise SystemExit(f"cannot write to the folder {output_dir} ({error.strerror}); choose another one")
-    for file, size in zip(files, sizes or [0] * len(files)):
-        file.truncate(size)
-    return files
+    for log, size in zip(logs, sizes or [0] * len(logs)):
+        log.truncate(size)
+    return logs
 
 
-# ---- rollout and log-probabilities --------------------------------------------------------------------
+# ---- rollout and log-probabilities: copies, kept equal by tests/test_copies.py ----------------------
 
 
-# Same in the two RL scripts and eval_humaneval.py (tests/test_copies.py keeps the copies equal).
 @torch.no_grad()
 def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, uniform):
     """Yield (i, completion_ids) of prompt i as soon as its completion ends.
 
-    prompt_ids: list of B lists; of equal neighbours the first is computed and copied. Row i of uniform, (B,
-    max_new_tokens) random numbers from [0, 1), picks the tokens of completion i (inverse of the cumulative
-    distribution), so that it does not depend on what else is in the batch; None decodes greedily. A completion
+    prompt_ids: list of B lists; of equal neighbours only the first is computed. Row i of uniform, (B,
+    max_new_tokens) random numbers from [0, 1), picks the tokens of completion i by inverting the cumulative
+    distribution, so that it does not depend on the batch around it; None decodes greedily. A completion
     ends with its first EOS, included; one that reached max_new_tokens has no EOS, and none is added.
     """
     model.eval()  # in train mode with gradient checkpointing there would be no cache
@@ -266,12 +246,11 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, u
     mask = torch.tensor(mask, device=model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # the first real token of each row is at position 0
     cache = DynamicCache(config=model.config)
+    cached = {"past_key_values": cache, "logits_to_keep": 1}
     completion_ids = [[] for _ in prompt_ids]
     running = list(range(len(prompt_ids)))  # completions that have not ended
     for t in range(max_new_tokens):
-        output = model(
-            ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        )
+        output = model(ids, attention_mask=mask, position_ids=positions, **cached)
         logits = output.logits[rows, -1].float()  # (running, V)
         if uniform is None:
             tokens = logits.argmax(-1)  # (running,)
@@ -299,7 +278,6 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, u
         positions = positions[:, -1:] + 1
 
 
-# Same in the two RL scripts (tests/test_copies.py keeps the copies equal).
 def completion_logprobs(model, prompt_ids, completion_ids, temperature, pad_token_id):
     """Log-probability of every completion token under the model.
 
@@ -338,13 +316,10 @@ def completion_logprobs(model, prompt_ids, completion_ids, temperature, pad_toke
     targets = torch.tensor(sum(completion_ids, []), device=model.device)
     logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)  # (tokens,)
     lengths = [len(completion) for completion in completion_ids]
-    mask = pad_sequence(
-        [torch.ones(n, device=model.device) for n in lengths], True
-    )  # from lengths: pad = eos
+    mask = pad_sequence([torch.ones(n) for n in lengths], True).to(model.device)  # from lengths: pad = eos
     return pad_sequence(logprobs.split(lengths), True), mask
 
 
-# Same in the two RL scripts (tests/test_copies.py keeps the copies equal).
 def micro_batches(prompt_ids, completion_ids, chosen, size):
     """The completions in `chosen`, `size` at a time: a list of (indices, prompt_ids, completion_ids).
 
@@ -358,7 +333,6 @@ def micro_batches(prompt_ids, completion_ids, chosen, size):
     return [(mb, [prompt_ids[i] for i in mb], [completion_ids[i] for i in mb]) for mb in slices]
 
 
-# Same in the two RL scripts (tests/test_copies.py keeps the copies equal).
 def greedy_passes(model, tokenizer, sandbox, tasks, batch_size, max_new_tokens):
     """For each task, in no particular order, whether its greedy completion passes."""
     scores = []
@@ -374,7 +348,7 @@ def greedy_passes(model, tokenizer, sandbox, tasks, batch_size, max_new_tokens):
 
 
 def subtract_baseline(rewards, baseline, group_size):
-    """rewards minus nothing ("none") or the mean of the other rewards among its group_size neighbours. (B,)"""
+    """rewards minus nothing ("none") or the mean of the others among its group_size neighbours; (B,)."""
     if baseline == "none":
         return rewards
     groups = rewards.view(-1, group_size)
@@ -391,29 +365,22 @@ def reinforce_loss(logprobs, advantages):
 
 if __name__ == "__main__":
     # ---- setup ----------------------------------------------------------------------------------------
-    positive = "max_new_tokens temperature top_p batch_size samples_per_task num_steps eval_every"
-    cfg = parse_config(Config, f"{positive} micro_batch_size save_every max_bad_steps log_every")
+    positive = "max_new_tokens temperature top_p batch_size samples_per_task num_steps"
+    cfg = parse_config(Config, f"{positive} micro_batch_size save_every eval_every max_bad_steps log_every")
     tracker = None if cfg.report_to == "none" else cfg.report_to
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
     device, is_main = str(accelerator.device), accelerator.is_main_process
+    rank, world = accelerator.process_index, accelerator.num_processes
     num_completions = cfg.batch_size * cfg.samples_per_task
     group_size = cfg.samples_per_task if cfg.baseline == "group" else num_completions
     if cfg.baseline != "none" and group_size < 2:
-        raise SystemExit(
-            "a baseline compares completions: --batch_size (group: --samples_per_task) must be at least 2"
-        )
-    share = num_completions // accelerator.num_processes
-    mine = slice(
-        accelerator.process_index * share, (accelerator.process_index + 1) * share
-    )  # of the completions
-    if share * accelerator.num_processes != num_completions:
-        raise SystemExit(
-            f"{num_completions} completions cannot be shared by {accelerator.num_processes} processes"
-        )
+        raise SystemExit("--batch_size (baseline group: --samples_per_task) must be at least 2, to compare")
+    share = num_completions // world
+    mine = slice(rank * share, (rank + 1) * share)  # of the completions
+    if share * world != num_completions:
+        raise SystemExit(f"{num_completions} completions cannot be shared out among {world} processes")
     model, tokenizer = load_adapter(cfg.sft_model, device, is_trainable=True)
-    for module in (
-        model.modules()
-    ):  # a reloaded adapter brings its dropout back, and old and new log-probs would differ
+    for module in model.modules():  # a reloaded adapter brings its dropout back, rollouts have none
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     if cfg.gradient_checkpointing:
@@ -426,9 +393,8 @@ if __name__ == "__main__":
     tasks = [task for task in others if len(encode_prompt(tokenizer, task)) <= cfg.max_length]
     if not tasks:
         raise SystemExit(f"no prompt of {cfg.train_path} fits into --max_length {cfg.max_length} tokens")
-    accelerator.print(
-        f"{len(tasks)} tasks ({len(others) - len(tasks)} with too long a prompt left out), {device}"
-    )
+    too_long = len(others) - len(tasks)
+    accelerator.print(f"{len(tasks)} tasks ({too_long} with too long a prompt left out), {device}")
     accelerator.print(f"{cfg.num_steps} steps x {cfg.batch_size} tasks x {cfg.samples_per_task} samples")
 
     may_change = "output_dir num_steps micro_batch_size gradient_checkpointing resume save_every patience"
@@ -437,18 +403,15 @@ if __name__ == "__main__":
     sft_weights = Path(cfg.sft_model, "adapter_model.safetensors").read_bytes()
     identity["sft_sha256"] = hashlib.sha256(sft_weights).hexdigest()
     state = {"done": 0, "bad_steps": 0, "best": -1.0, "waited": 0, "seconds": 0.0, "log_sizes": None}
-    state |= load_state(cfg.output_dir, identity) if cfg.resume else {}
-    if "adapter" in state:
-        optimizer.load_state_dict(state["optimizer"])
-        for parameter, saved in zip(trainable, state["adapter"]):
-            parameter.data.copy_(saved)
+    state["identity"] = identity
+    state |= load_state(cfg.output_dir, identity, trainable, optimizer) if cfg.resume else {}
 
     sandbox = Sandbox(timeout=cfg.time_limit)
     accelerator.print(f"sandbox: {sandbox.report}")
     accelerator.print(preflight(sandbox, tasks + dev_tasks))
     if is_main:
         logs = open_logs(cfg.output_dir, ("rl_train_log.jsonl", "samples.jsonl"), state["log_sizes"])
-    if tracker:
+    if tracker:  # which imports it
         accelerator.init_trackers("reinforce", asdict(cfg))
 
     # ---- training -------------------------------------------------------------------------------------
@@ -518,17 +481,13 @@ if __name__ == "__main__":
             row |= {"reward": rewards.mean().item(), "gen_len": gen_len.mean().item()}
             row |= {"truncated": sum(sample["truncated"] for sample in samples) / num_completions}
             row |= {"unique": len({(sample["task_id"], sample["completion"]) for sample in samples})}
-            row |= {
-                "flat": flat,
-                "entropy_estimate": entropy / max(tokens, 1),
-                "loss": loss,
-                "grad_norm": grad_norm,
-            }
+            row |= {"flat": flat, "entropy_estimate": entropy / max(tokens, 1)}
+            row |= {"loss": loss, "grad_norm": grad_norm}
             row |= {"sandbox_errors": errors, "sandbox": sandbox.report}
             row |= {"rollout_seconds": times[1] - times[0], "reward_seconds": times[2] - times[1]}
             row |= {"update_seconds": times[3] - times[2], "seconds": time.time() - start}
             if dev_tasks and (step % cfg.eval_every == 0 or step == cfg.num_steps):
-                part = dev_tasks[accelerator.process_index :: accelerator.num_processes]
+                part = dev_tasks[rank::world]
                 passes = greedy_passes(model, tokenizer, sandbox, part, num_completions, cfg.max_new_tokens)
                 row["dev_pass_at_1"] = torch.tensor(gather_object(passes)).float().mean().item()
                 state["waited"] += 1
@@ -544,18 +503,10 @@ if __name__ == "__main__":
                     file.writelines(json.dumps(line) + "\n" for line in lines)
                     file.flush()
                 if step % cfg.save_every == 0 or step == cfg.num_steps:
-                    state |= {
-                        "identity": identity,
-                        "seconds": row["seconds"],
-                        "optimizer": optimizer.state_dict(),
-                    }
-                    state |= {
-                        "adapter": trainable,
-                        "log_sizes": [os.path.getsize(file.name) for file in logs],
-                    }
-                    save_state(cfg.output_dir, state)
+                    state["seconds"] = row["seconds"]
+                    save_state(cfg.output_dir, state, trainable, optimizer, logs)
                 if step % cfg.log_every == 0:
-                    shown = "reward base_reward gen_len truncated unique flat entropy_estimate loss grad_norm seconds"
+                    shown = "reward base_reward gen_len truncated unique flat entropy_estimate seconds"
                     values = "  ".join(f"{name} {row[name]:<6.3g}" for name in shown.split())
                     tqdm.write(f"step {step:<4d}  {values}")
                 if flat == 1:

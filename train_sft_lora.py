@@ -35,7 +35,7 @@ from transformers import get_linear_schedule_with_warmup, set_seed
 
 from sandbox import read_tasks, reference
 
-# ---- hyperparameters -----------------------------------------------------------------------------------
+# ---- hyperparameters --------------------------------------------------------------------------------
 
 
 @dataclass
@@ -72,13 +72,12 @@ class Config:
     log_every: int = 1  # optimizer steps per printed line; the log file has every step
 
 
-# Same in every script (tests/test_copies.py keeps the copies equal).
-def parse_config(config_class, positive):
-    """Config from the command line; pasted into a notebook, the kernel's own flags are not parsed.
+# ---- command line and data: copies, kept equal by tests/test_copies.py ------------------------------
 
-    Raises SystemExit with one line at an unknown flag and where a field named in `positive` is not above 0.
-    """
-    flags = [] if "kernel_launcher" in sys.argv[0] else None
+
+def parse_config(config_class, positive):
+    """Config from the command line; SystemExit where a field named in `positive` is not above 0."""
+    flags = [] if "kernel_launcher" in sys.argv[0] else None  # in a notebook they are the kernel's
     parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]")
     config, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
     if unknown:
@@ -89,10 +88,6 @@ def parse_config(config_class, positive):
     return config
 
 
-# ---- data ----------------------------------------------------------------------------------------------
-
-
-# Same in every script (tests/test_copies.py keeps the copies equal).
 def encode_prompt(tokenizer, task):
     """Token ids of the prompt, BOS included, without its final newline.
 
@@ -102,15 +97,14 @@ def encode_prompt(tokenizer, task):
     return tokenizer(task["prompt"].rstrip())["input_ids"]
 
 
-# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
 def draw(rows, first, count, seed):
-    """Rows first .. first + count of an endless series of shuffles: all come once before one comes again.
-
-    Depends on its arguments alone: a resumed run draws what the uninterrupted one would have drawn.
-    """
+    """Rows first .. first + count of an endless series of shuffles; the same in a run that was resumed."""
     shuffles = range(first // len(rows), (first + count - 1) // len(rows) + 1)
     drawn = [row for n in shuffles for row in random.Random(f"{seed} {n}").sample(rows, len(rows))]
     return drawn[first % len(rows) :][:count]
+
+
+# ---- rows -------------------------------------------------------------------------------------------
 
 
 def encode_row(tokenizer, task, max_length):
@@ -139,17 +133,12 @@ def collate(rows, pad_token_id):
     return torch.tensor(input_ids), torch.tensor(attention_mask), torch.tensor(labels)
 
 
-# ---- model ---------------------------------------------------------------------------------------------
+# ---- model: copies, kept equal by tests/test_copies.py ----------------------------------------------
 
 
-# Same in every script (tests/test_copies.py keeps the copies equal).
 def load_base(model_name, device):
-    """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer.
-
-    Computes in bfloat16 where the GPU has it, else in float16; on a CPU in float32, the fast format there.
-    Raises SystemExit with one line when the model cannot be had.
-    """
-    dtype = torch.float32
+    """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
+    dtype = torch.float32  # of the computation: the fast format on a CPU
     if device.startswith("cuda"):
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -169,14 +158,14 @@ def load_base(model_name, device):
     text = "def f(x):\n    return x + 1"
     if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
         raise SystemExit(f"the tokenizer of {model_name!r} does not keep the text; try a newer transformers")
-    for module in model.modules():  # else generation repacks the weights for a CPU kernel without gradients
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    model.requires_grad_(False)
-    return model, tokenizer
+    if device == "cpu":  # the same rounded weights, unpacked once and not at every use: half the time
+        model = model.dequantize()
+    return model.requires_grad_(False), tokenizer
 
 
-# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
+# ---- files: copies, kept equal by tests/test_copies.py ----------------------------------------------
+
+
 def save_adapter(model, tokenizer, output_dir, run_config):
     """Write adapter, tokenizer and, last, run_config.json: a folder that has it is complete."""
     model.save_pretrained(output_dir, save_embedding_layers=False, selected_adapters=["default"])
@@ -184,23 +173,22 @@ def save_adapter(model, tokenizer, output_dir, run_config):
     Path(output_dir, "run_config.json").write_text(json.dumps(run_config, indent=2) + "\n")
 
 
-# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
-def save_state(output_dir, state):
+def save_state(output_dir, state, trainable, optimizer, logs):
     """Write what --resume needs, atomically, to a file named by its SHA-256; keep the last two."""
+    sizes = [os.path.getsize(log.name) for log in logs]
     buffer = io.BytesIO()
-    torch.save(state, buffer)
-    path = Path(
-        output_dir, "state", f"{state['done']:08d}_{hashlib.sha256(buffer.getvalue()).hexdigest()}.pt"
-    )
+    tensors = {"adapter": trainable, "optimizer": optimizer.state_dict()}
+    torch.save({**state, **tensors, "log_sizes": sizes}, buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    path = Path(output_dir, "state", f"{state['done']:08d}_{digest}.pt")
     path.with_suffix(".tmp").write_bytes(buffer.getvalue())
     os.replace(path.with_suffix(".tmp"), path)
     for old in sorted(path.parent.glob("*.pt"))[:-2]:
         old.unlink()
 
 
-# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
-def load_state(output_dir, identity):
-    """The newest sound state of the run with this identity, {} if there is none; SystemExit if none fits."""
+def load_state(output_dir, identity, trainable, optimizer):
+    """Load the newest sound state of the run with this identity; {} if there is none, or SystemExit."""
     paths = sorted(Path(output_dir, "state").glob("*.pt"), reverse=True)
     for path in paths:
         problem = "is damaged"
@@ -208,6 +196,9 @@ def load_state(output_dir, identity):
             state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
             other = [name for name, value in identity.items() if state["identity"].get(name) != value]
             if not other:
+                optimizer.load_state_dict(state.pop("optimizer"))
+                for parameter, saved in zip(trainable, state.pop("adapter")):
+                    parameter.data.copy_(saved)
                 return state
             problem = f"is of a run with another {', '.join(other)}"
         print(f"--resume: {path} {problem}; trying the one before")
@@ -216,26 +207,22 @@ def load_state(output_dir, identity):
     return {}
 
 
-# Same in every train_*.py (tests/test_copies.py keeps the copies equal).
 def open_logs(output_dir, names, sizes):
-    """Create the folder and open its logs, cut to `sizes` bytes; sizes None is a new run.
-
-    The run_config.json of an earlier run goes: it would call this one finished.
-    """
+    """Create the folder and open its logs, cut to `sizes` bytes; sizes None is a new run, without states."""
     try:
         if sizes is None:
             shutil.rmtree(Path(output_dir, "state"), ignore_errors=True)
         os.makedirs(Path(output_dir, "state"), exist_ok=True)
-        files = [open(Path(output_dir, name), "a") for name in names]
-        Path(output_dir, "run_config.json").unlink(missing_ok=True)
+        logs = [open(Path(output_dir, name), "a") for name in names]
+        Path(output_dir, "run_config.json").unlink(missing_ok=True)  # it would call this run finished
     except OSError as error:
         raise SystemExit(f"cannot write to the folder {output_dir} ({error.strerror}); choose another one")
-    for file, size in zip(files, sizes or [0] * len(files)):
-        file.truncate(size)
-    return files
+    for log, size in zip(logs, sizes or [0] * len(logs)):
+        log.truncate(size)
+    return logs
 
 
-# ---- loss ----------------------------------------------------------------------------------------------
+# ---- loss -------------------------------------------------------------------------------------------
 
 
 def sft_loss(logits, labels):
@@ -250,11 +237,12 @@ def sft_loss(logits, labels):
 
 if __name__ == "__main__":
     # ---- setup ----------------------------------------------------------------------------------------
-    positive = "per_device_train_batch_size gradient_accumulation_steps num_train_epochs save_every log_every"
-    cfg = parse_config(Config, positive)
+    positive = "per_device_train_batch_size gradient_accumulation_steps num_train_epochs"
+    cfg = parse_config(Config, f"{positive} save_every max_bad_steps log_every")
     tracker = None if cfg.report_to == "none" else cfg.report_to
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
     device, is_main = str(accelerator.device), accelerator.is_main_process
+    rank, world = accelerator.process_index, accelerator.num_processes
     tasks = read_tasks(cfg.train_path)
     model, tokenizer = load_base(cfg.model_name, device)
     projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -267,13 +255,11 @@ if __name__ == "__main__":
     rows = [row for row in rows if max(row[1]) >= 0]  # a row without labels has a loss of NaN
     if not rows:
         raise SystemExit(
-            f"no row of {cfg.train_path} keeps a solution token within --max_length {cfg.max_length}"
+            f"no row of {cfg.train_path} fits a solution token into --max_length {cfg.max_length}"
         )
     rows_per_process = cfg.per_device_train_batch_size * cfg.gradient_accumulation_steps
-    rows_per_step = rows_per_process * accelerator.num_processes
-    num_steps = (
-        cfg.max_steps if cfg.max_steps > 0 else math.ceil(len(rows) * cfg.num_train_epochs / rows_per_step)
-    )
+    rows_per_step = rows_per_process * world
+    num_steps = cfg.max_steps or math.ceil(len(rows) * cfg.num_train_epochs / rows_per_step)
     optimizer = torch.optim.AdamW(trainable, lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
     scheduler = get_linear_schedule_with_warmup(optimizer, math.ceil(cfg.warmup_ratio * num_steps), num_steps)
     cut = sum(row[1][-1] != tokenizer.eos_token_id for row in rows)
@@ -284,15 +270,12 @@ if __name__ == "__main__":
 
     may_change = "output_dir resume save_every max_bad_steps report_to log_every"
     identity = {name: value for name, value in asdict(cfg).items() if name not in may_change.split()}
-    state = {"done": 0, "bad_steps": 0, "seconds": 0.0, "log_sizes": None}
-    state |= load_state(cfg.output_dir, identity) if cfg.resume else {}
-    if "adapter" in state:
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        for parameter, saved in zip(trainable, state["adapter"]):
-            parameter.data.copy_(saved)
+    identity["rows_per_step"] = rows_per_step
+    state = {"done": 0, "bad_steps": 0, "seconds": 0.0, "log_sizes": None, "identity": identity}
+    state |= load_state(cfg.output_dir, identity, trainable, optimizer) if cfg.resume else {}
+    scheduler.last_epoch = state["done"]
     if is_main:
-        (log_file,) = open_logs(cfg.output_dir, ("sft_train_log.jsonl",), state["log_sizes"])
+        logs = open_logs(cfg.output_dir, ["sft_train_log.jsonl"], state["log_sizes"])
     if tracker:
         accelerator.init_trackers("sft", asdict(cfg))
 
@@ -308,10 +291,8 @@ if __name__ == "__main__":
             batch = draw(rows, state["done"] * rows_per_step, rows_per_step, cfg.seed)
             # divided by the labels of the whole step, so that the micro-batch size changes nothing
             num_labels = sum(label != -100 for _, labels in batch for label in labels)
-            batch = batch[accelerator.process_index * rows_per_process :][:rows_per_process]
-            torch.manual_seed(
-                1_000_003 * cfg.seed + step * accelerator.num_processes + accelerator.process_index
-            )
+            batch = batch[rank * rows_per_process :][:rows_per_process]
+            torch.manual_seed(1_000_003 * cfg.seed + step * world + rank)  # dropout
             optimizer.zero_grad()
             loss = torch.zeros((), device=device)
             for first in range(0, rows_per_process, cfg.per_device_train_batch_size):
@@ -328,20 +309,18 @@ if __name__ == "__main__":
             bad = not math.isfinite(loss + grad_norm)
             if not bad:
                 optimizer.step()
-            row = {"step": step, "loss": loss, "lr": scheduler.get_last_lr()[0], "grad_norm": grad_norm}
+            row = {"step": step, "loss": loss, "lr": optimizer.param_groups[0]["lr"], "grad_norm": grad_norm}
             row["seconds"] = time.time() - start
             scheduler.step()
             state |= {"done": step, "bad_steps": state["bad_steps"] + 1 if bad else 0}
+            state["seconds"] = row["seconds"]
 
             accelerator.log(row, step=step)
             if is_main:
-                log_file.write(json.dumps(row) + "\n")
-                log_file.flush()
+                logs[0].write(json.dumps(row) + "\n")
+                logs[0].flush()
                 if step % cfg.save_every == 0 or step == num_steps:
-                    state |= {"identity": identity, "seconds": row["seconds"], "adapter": trainable}
-                    state |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-                    state |= {"log_sizes": [os.path.getsize(log_file.name)]}
-                    save_state(cfg.output_dir, state)
+                    save_state(cfg.output_dir, state, trainable, optimizer, logs)
                 if step % cfg.log_every == 0:
                     values = f"loss {loss:7.4f}  lr {row['lr']:.1e}  grad_norm {grad_norm:6.3f}"
                     tqdm.write(f"step {step:4d}  {values}  {row['seconds']:5.0f} s")
@@ -354,8 +333,8 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         stopped = "interrupted"
     except torch.OutOfMemoryError:
-        knobs = "halve --per_device_train_batch_size and double --gradient_accumulation_steps, or lower --max_length"
-        raise SystemExit(f"out of memory: {knobs}")
+        knob = "--per_device_train_batch_size (and raise --gradient_accumulation_steps by as much)"
+        raise SystemExit(f"out of memory: lower {knob}, or lower --max_length")
 
     if is_main:
         run_config = {**asdict(cfg), "method": "SFT", "steps_done": state["done"], "finished": not stopped}

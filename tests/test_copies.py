@@ -10,14 +10,14 @@ SCRIPTS = ["train_sft_lora.py", "train_rl_lora.py", "train_ppo_lora.py", "eval_h
 
 
 def functions(script):
-    """{name: (syntax tree as text, the comment line above it)} of the functions of a script."""
+    """{name: (syntax tree as text, its section's banner)} of the functions of a script."""
     source = (ROOT / script).read_text()
     lines = source.splitlines()
     found = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef):
-            first = min([node.lineno] + [decorator.lineno for decorator in node.decorator_list])
-            found[node.name] = (ast.dump(node), lines[first - 2])
+            banner = [line for line in lines[: node.lineno] if line.startswith("# ---- ")][-1]
+            found[node.name] = (ast.dump(node), banner)
     return found
 
 
@@ -32,10 +32,16 @@ def test_there_are_copies():
 
 
 @pytest.mark.parametrize("name", copies())
-def test_copies_are_equal_and_marked(name):
+def test_copies_are_equal(name):
     found = [functions(script)[name] for script in SCRIPTS if name in functions(script)]
-    assert len(set(found)) == 1, f"{name} differs between the scripts"
-    assert found[0][1].startswith("# Same in "), f"{name} is not marked as a copy"
+    assert len({tree for tree, _ in found}) == 1, f"{name} differs between the scripts"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_sections_say_what_is_a_copy(script):
+    for name, (_, banner) in functions(script).items():
+        marked = "copies, kept equal by tests/test_copies.py" in banner
+        assert marked == (name in copies()), f"{name} stands under {banner!r}"
 
 
 def test_shell_scripts_share_their_profile():

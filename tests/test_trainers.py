@@ -31,6 +31,16 @@ def add_adapter(base, dropout=0.0):
     return model
 
 
+def uniform_numbers(*shape):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def sample(*arguments):
+    """All completions of ppo.generate, in the order of the prompts."""
+    completions = dict(ppo.generate(*arguments))
+    return [completions[i] for i in range(len(completions))]
+
+
 @pytest.fixture(scope="module")
 def policy():
     """(model, tokenizer): 4-bit tiny model with an adapter."""
@@ -42,9 +52,8 @@ def policy():
 def rollout(policy):
     """(prompt_ids, completion_ids) of six tasks, sampled; lengths differ."""
     model, tokenizer = policy
-    torch.manual_seed(3)
     prompt_ids = [ppo.encode_prompt(tokenizer, task) for task in TASKS[:6]]
-    completion_ids = ppo.generate(model, tokenizer, prompt_ids, 48, 1.0, 1.0)
+    completion_ids = sample(model, tokenizer, prompt_ids, 48, 1.0, 1.0, uniform_numbers(6, 48))
     model.train()
     return prompt_ids, completion_ids
 
@@ -160,49 +169,117 @@ def test_sft_loss_equals_a_loop(policy):
 # ---- rollout ----
 
 
-class ScriptedModel:
-    """Stands in for model.generate: appends fixed rows to the prompts and keeps what it was called with."""
+class Chain:
+    """Stands in for a model: after token t comes following[t], always. Keeps what it was called with."""
 
     device = "cpu"
 
-    def __init__(self, rows):
-        self.rows = rows
+    def __init__(self, config, following):
+        self.config = config
+        self.following = following
+        self.calls = []
 
     def eval(self):
         pass
 
-    def generate(self, input_ids, **arguments):
-        self.arguments = arguments
-        self.input_ids = input_ids
-        return torch.cat([input_ids, torch.tensor(self.rows)], dim=1)
+    def __call__(self, ids, attention_mask, position_ids, **arguments):
+        self.calls.append((ids.tolist(), attention_mask.tolist(), position_ids.tolist()))
+        logits = torch.zeros(len(ids), 1, 32)
+        for row, token in enumerate(ids[:, -1].tolist()):
+            logits[row, 0, self.following[token]] = 100.0
+        return SimpleNamespace(logits=logits)
 
 
 def test_completion_ends_with_its_first_eos(policy):
-    _, tokenizer = policy
-    eos = tokenizer.eos_token_id
-    model = ScriptedModel([[7, 8, eos, eos, eos], [7, 8, 9, 10, 11], [eos, eos, eos, eos, eos]])
-    completions = ppo.generate(model, tokenizer, [[0, 5], [0, 5, 6], [0]], 5, 1.0, 0.9)
-    assert completions == [[7, 8, eos], [7, 8, 9, 10, 11], [eos]]  # the second was cut: no EOS is appended
-    assert model.input_ids.tolist() == [[eos, 0, 5], [0, 5, 6], [eos, eos, 0]]
-    assert model.arguments["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 1], [0, 0, 1]]
-
-
-def test_sampling_is_not_cut_at_50_tokens(policy):
-    _, tokenizer = policy
-    model = ScriptedModel([[7]])
-    ppo.generate(model, tokenizer, [[0, 5]], 1, 0.7, 0.9)
-    sampling = {name: model.arguments[name] for name in ("do_sample", "temperature", "top_p", "top_k")}
-    assert sampling == {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
-    assert model.arguments["eos_token_id"] == tokenizer.eos_token_id
-    assert model.arguments["pad_token_id"] == tokenizer.pad_token_id
-
-
-def test_greedy_generation_does_not_depend_on_the_batch(policy):
     model, tokenizer = policy
-    prompt_ids = [ppo.encode_prompt(tokenizer, task) for task in TASKS[:4]]
-    together = ppo.generate(model, tokenizer, prompt_ids, 24, 0.0, 1.0)
-    apart = [ppo.generate(model, tokenizer, [ids], 24, 0.0, 1.0)[0] for ids in prompt_ids]
+    eos = tokenizer.eos_token_id
+    chain = Chain(model.config, {5: 7, 7: eos, 6: 9, 9: 10, 10: 9, 4: eos, 0: 0})
+    completions = sample(chain, tokenizer, [[0, 5], [0, 3, 6], [4]], 4, 1.0, 1.0, uniform_numbers(3, 4))
+    assert completions == [[7, eos], [9, 10, 9, 10], [eos]]  # the second was cut: no EOS is appended
+
+
+def test_rollout_masks_positions_and_stops_paying_for_ended_rows(policy):
+    model, tokenizer = policy
+    eos = tokenizer.eos_token_id
+    chain = Chain(model.config, {5: 7, 7: eos, 6: 9, 9: 10, 10: 9, 4: eos})
+    sample(chain, tokenizer, [[0, 5], [0, 3, 6], [4]], 4, 1.0, 1.0, None)
+    assert chain.calls[0] == (
+        [[eos, 0, 5], [0, 3, 6], [eos, eos, 4]],
+        [[0, 1, 1], [1, 1, 1], [0, 0, 1]],
+        [[0, 0, 1], [0, 1, 2], [0, 0, 0]],
+    )
+    assert chain.calls[1] == ([[7], [9]], [[0, 1, 1, 1], [1, 1, 1, 1]], [[2], [3]])
+    assert chain.calls[2:] == [([[10]], [[1, 1, 1, 1, 1]], [[4]]), ([[9]], [[1, 1, 1, 1, 1, 1]], [[5]])]
+
+
+def test_shared_prompts_are_computed_once(policy):
+    model, tokenizer = policy
+    chain = Chain(model.config, {5: 7, 7: 5, 6: 9, 9: 6})
+    completions = sample(chain, tokenizer, [[0, 5], [0, 5], [6], [6], [6]], 3, 1.0, 1.0, None)
+    assert [len(ids) for ids, _, _ in chain.calls] == [2, 5, 5]
+    assert completions == [[7, 5, 7]] * 2 + [[9, 6, 9]] * 3
+
+
+@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 1.0), (1.0, 0.6)])
+def test_sampling_inverts_the_cumulative_distribution(policy, temperature, top_p):
+    """A slow reference: one sequence at a time, no cache, no padding, all 1024 tokens (no top_k of 50)."""
+    model, tokenizer = policy
+    prompt_ids = [ppo.encode_prompt(tokenizer, task) for task in TASKS[:3]]
+    uniform = uniform_numbers(3, 12)
+    model.eval()
+    expected = []
+    for prompt, numbers in zip(prompt_ids, uniform.tolist()):
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 12 and ids[len(prompt) :][-1:] != [tokenizer.eos_token_id]:
+            with torch.no_grad():
+                p = (model(torch.tensor([ids])).logits[0, -1].double() / temperature).softmax(-1)
+            order = p.argsort(descending=True)
+            nucleus = order[: int((p[order].cumsum(0) < top_p).sum()) + 1]  # smallest set of mass top_p
+            kept = torch.zeros_like(p)
+            kept[nucleus] = p[nucleus]
+            kept /= kept.sum()
+            total = 0.0
+            for token, q in enumerate(kept.tolist()):
+                total += q
+                if total > numbers[len(ids) - len(prompt)]:
+                    break
+            ids.append(token)
+        expected.append(ids[len(prompt) :])
+    assert sample(model, tokenizer, prompt_ids, 12, temperature, top_p, uniform) == expected
+
+
+def test_completions_do_not_depend_on_the_batch(policy):
+    model, tokenizer = policy
+    prompt_ids = [ppo.encode_prompt(tokenizer, task) for task in TASKS[:2] for _ in range(3)]
+    uniform = uniform_numbers(6, 24)
+    together = sample(model, tokenizer, prompt_ids, 24, 1.0, 1.0, uniform)
+    apart = [
+        sample(model, tokenizer, [ids], 24, 1.0, 1.0, uniform[i : i + 1])[0]
+        for i, ids in enumerate(prompt_ids)
+    ]
     assert together == apart
+    assert len(set(map(tuple, together))) > 1
+    greedy = sample(model, tokenizer, prompt_ids, 24, 1.0, 1.0, None)
+    assert greedy == [sample(model, tokenizer, [ids], 24, 1.0, 1.0, None)[0] for ids in prompt_ids]
+
+
+def test_a_completion_is_handed_over_when_it_ends(policy):
+    model, tokenizer = policy
+    eos = tokenizer.eos_token_id
+    chain = Chain(model.config, {5: 7, 7: 5, 6: 9, 9: eos, 4: eos})
+    steps = [
+        (i, len(chain.calls)) for i, _ in ppo.generate(chain, tokenizer, [[5], [6], [4]], 5, 1.0, 1.0, None)
+    ]
+    assert steps == [(2, 1), (1, 2), (0, 5)]
+
+
+def test_every_task_is_drawn_once_before_one_comes_again():
+    rows = list(range(7))
+    whole = ppo.draw(rows, 0, 21, 42)
+    assert [sorted(whole[first : first + 7]) for first in (0, 7, 14)] == [rows] * 3
+    assert whole[:7] != whole[7:14]
+    assert [row for first in range(0, 20, 4) for row in ppo.draw(rows, first, 4, 42)] == whole[:20]
+    assert ppo.draw(rows, 0, 7, 43) != whole[:7]
 
 
 # ---- log-probabilities ----
@@ -236,6 +313,15 @@ def test_logprobs_equal_a_slow_reference(policy, rollout, temperature):
     assert_logprobs_equal(logprobs, mask, slow_logprobs(model, prompt_ids, completion_ids, temperature))
 
 
+def test_logprobs_of_completions_that_share_their_prompt(policy, rollout):
+    """They share a row, and none sees the other: as if each stood alone."""
+    model, tokenizer = policy
+    prompt_ids, completion_ids = rollout
+    prompt_ids = [prompt_ids[0]] * 3 + [prompt_ids[1]] * 2 + [prompt_ids[0]]
+    logprobs, mask = ppo.completion_logprobs(model, prompt_ids, completion_ids, 1.0, tokenizer.pad_token_id)
+    assert_logprobs_equal(logprobs, mask, slow_logprobs(model, prompt_ids, completion_ids, 1.0))
+
+
 def test_amount_and_content_of_padding_change_nothing(policy, rollout):
     model, tokenizer = policy
     prompt_ids, completion_ids = rollout
@@ -246,21 +332,6 @@ def test_amount_and_content_of_padding_change_nothing(policy, rollout):
             model, prompt_ids + [long_prompt], completion_ids + [long_completion], 1.0, pad_token_id
         )
         assert_logprobs_equal(logprobs[:-1], mask[:-1], expected)
-
-
-def test_positions_count_from_the_first_real_token():
-    """Rotary embeddings are relative, so a Llama would not show the mistake; other models would."""
-
-    class Recorder:
-        device = "cpu"
-
-        def __call__(self, ids, position_ids, logits_to_keep, **arguments):
-            self.positions = position_ids
-            return SimpleNamespace(logits=torch.zeros(len(ids), logits_to_keep, 10))
-
-    model = Recorder()
-    ppo.completion_logprobs(model, [[5, 6], [7]], [[8, 9], [3]], 1.0, 1)
-    assert model.positions.tolist() == [[0, 1, 2, 3], [0, 0, 1, 1]]
 
 
 def test_logprobs_of_a_completion_that_retokenises_differently(policy):
@@ -274,38 +345,40 @@ def test_logprobs_of_a_completion_that_retokenises_differently(policy):
     assert_logprobs_equal(logprobs, mask, slow_logprobs(model, [prompt], [letters], 1.0))
 
 
-def test_ratio_is_one_before_the_first_update_after_training_with_dropout(tmp_path):
-    """A reloaded SFT adapter brings its dropout back, which would change the log-probs from call to call."""
-    base, tokenizer = ppo.load_base(str(ROOT / "data/tiny_coder"), "cpu")
-    ppo.save_adapter(add_adapter(base, dropout=0.05), tokenizer, tmp_path, {})
-    model, _ = ppo.load_adapter(str(tmp_path), "cpu", is_trainable=True)
-    assert any(isinstance(m, torch.nn.Dropout) and m.p == 0.05 for m in model.modules())
-    ppo.set_dropout_to_zero(model)
-    prompt_ids = [ppo.encode_prompt(tokenizer, task) for task in TASKS[:3]]
-    completion_ids = ppo.generate(model, tokenizer, prompt_ids, 32, 1.0, 1.0)
-    model.train()
-    old, mask = ppo.completion_logprobs(model, prompt_ids, completion_ids, 1.0, tokenizer.pad_token_id)
-    new, _ = ppo.completion_logprobs(model, prompt_ids, completion_ids, 1.0, tokenizer.pad_token_id)
-    ratio = ((new - old) * mask).sum(-1).exp()
-    assert (ratio - 1).abs().max() < 1e-3
+def test_micro_batches_keep_prompts_together_and_lengths_close():
+    prompt_ids = [[5] * 3, [6] * 9, [5] * 3, [7] * 4]
+    completion_ids = [[1] * 2, [1], [1] * 4, [1] * 3]
+    batches = ppo.micro_batches(prompt_ids, completion_ids, [0, 1, 2, 3], 2)
+    assert [indices for indices, _, _ in batches] == [
+        [3, 0],
+        [2, 1],
+    ]  # rows of 7, 3 + 2 + 4 = 9, and 10 tokens
+    assert batches[0][1:] == ([[7] * 4, [5] * 3], [[1] * 3, [1] * 2])
+    assert [indices for indices, _, _ in ppo.micro_batches(prompt_ids, completion_ids, [1, 2], 4)] == [[2, 1]]
+    assert ppo.micro_batches(prompt_ids, completion_ids, [], 4) == []
 
 
 # ---- advantages and losses ----
 
 
 def test_normalized_advantages():
-    advantages = ppo.normalized_advantages(torch.tensor([1.0, 0.0, 0.0, 1.0]))
+    advantages = ppo.normalized_advantages(torch.tensor([1.0, 0.0, 0.0, 1.0]), 4)
     expected = 0.5 / math.sqrt(1 / 3)  # the sample standard deviation of 1, 0, 0, 1 is sqrt(1 / 3)
     assert advantages.tolist() == pytest.approx([expected, -expected, -expected, expected])
-    assert not ppo.normalized_advantages(torch.tensor([0.7, 0.7, 0.7])).any()
-    assert not ppo.normalized_advantages(torch.tensor([0.1, 0.1 + 1e-8])).any()  # noise is no signal
-    assert not ppo.normalized_advantages(torch.tensor([0.5])).any()  # the std of one sample is NaN
+    assert not ppo.normalized_advantages(torch.tensor([0.7, 0.7, 0.7]), 3).any()
+    assert not ppo.normalized_advantages(torch.tensor([0.1, 0.1 + 1e-8]), 2).any()  # noise is no signal
+    assert not ppo.normalized_advantages(torch.tensor([0.5]), 1).any()  # the std of one sample is NaN
+    groups = ppo.normalized_advantages(torch.tensor([1.0, 0.0, 0.6, 0.6, -3.0, -1.0]), 2)
+    half = math.sqrt(0.5)
+    assert groups.tolist() == pytest.approx([half, -half, 0.0, 0.0, -half, half])
 
 
 def test_subtract_baseline():
     rewards = torch.tensor([1.0, 0.0, 0.5])
-    assert rl.subtract_baseline(rewards, "none").tolist() == rewards.tolist()
-    assert rl.subtract_baseline(rewards, "batch").tolist() == pytest.approx([0.75, -0.75, 0.0])
+    assert rl.subtract_baseline(rewards, "none", 3).tolist() == rewards.tolist()
+    assert rl.subtract_baseline(rewards, "batch", 3).tolist() == pytest.approx([0.75, -0.75, 0.0])
+    groups = rl.subtract_baseline(torch.tensor([1.0, 0.0, 0.5, 0.3]), "group", 2)
+    assert groups.tolist() == pytest.approx([1.0, -1.0, 0.2, -0.2])
 
 
 @pytest.mark.parametrize(
@@ -363,10 +436,12 @@ def test_reinforce_gradient_equals_the_analytic_one():
     assert theta.grad.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
+@pytest.mark.parametrize("samples_per_task", [1, 3])
 @pytest.mark.parametrize("loss_name", ["reinforce", "sequence", "token"])
-def test_micro_batch_size_leaves_the_gradient_unchanged(policy, rollout, loss_name):
+def test_micro_batch_size_leaves_the_gradient_unchanged(policy, rollout, loss_name, samples_per_task):
     model, tokenizer = policy
     prompt_ids, completion_ids = rollout
+    prompt_ids = [prompt_ids[i // samples_per_task] for i in range(6)]
     advantages = torch.tensor([1.0, -0.5, 0.3, -1.2, 0.8, -0.4])
     gradients = []
     for size in (6, 2, 1):
