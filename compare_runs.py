@@ -2,6 +2,7 @@
 
     python compare_runs.py                                  # everything in results/
     python compare_runs.py a_metrics.json other_results     # these files and folders only
+    python compare_runs.py checkpoints/my_run results       # with the curves of a run that still trains
 
 Reads   results/*_metrics.json and, where it still exists, the training log in each run's adapter folder
 Writes  results.md, pass_vs_length.png and learning_curves.png (REINFORCE and PPO) in --results_dir
@@ -21,10 +22,13 @@ import matplotlib.pyplot as plt  # noqa: E402
 REQUIRED = {"exp_name": str, "num_tasks": int, "num_pass": int, "pass_at_1": float, "avg_gen_len": float}
 OPTIONAL = {"method": str, "model_path": str, "data_path": str, "pass_at_1_truncated": float}
 METHODS = {"base": "s", "SFT": "D", "REINFORCE": "^", "PPO": "o"}  # in the order of the rows: marker
-LOGS = {  # method: file in the adapter folder, its fields for the learning curves
-    "SFT": ("sft_train_log.jsonl",),
-    "REINFORCE": ("rl_train_log.jsonl", "base_reward", "gen_len"),
-    "PPO": ("ppo_train_log.jsonl", "avg_base_reward", "avg_gen_len"),
+LOGS = {"SFT": "sft_train_log.jsonl", "REINFORCE": "rl_train_log.jsonl", "PPO": "ppo_train_log.jsonl"}
+PANELS = {  # label in the learning curves: factor, the field in the log of PPO or REINFORCE
+    "reward": (1, "avg_reward", "reward"),
+    "pass rate (%)": (100, "avg_base_reward", "base_reward"),
+    "length (tokens)": (1, "avg_gen_len", "gen_len"),
+    "approximate KL": (1, "approx_kl"),  # from the policy that sampled: how far one update moved
+    "clipped (%)": (100, "clip_frac"),
 }
 RANGES = (("num_tasks", 1, 1e9), ("pass_at_1", 0, 1), ("pass_at_1_truncated", 0, 1), ("avg_gen_len", 0, 1e9))
 HEADER = (
@@ -61,7 +65,7 @@ def read_metrics(path):
 def read_log(run):
     """The records of the run's training log; none for the base model or where the folder has moved."""
     try:
-        path = Path(run["model_path"]) / LOGS[run["method"]][0]
+        path = Path(run["model_path"]) / LOGS[run["method"]]
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except (KeyError, OSError, TypeError):
         return []
@@ -72,6 +76,20 @@ def read_log(run):
         except (TypeError, ValueError):  # half-written: the training still runs, or was killed here
             continue
     return records
+
+
+def training_run(folder):
+    """What the curves need of a run without metrics; None where folder holds no log of REINFORCE or PPO."""
+    for method in ("REINFORCE", "PPO"):
+        if (folder / LOGS[method]).is_file():
+            return {"exp_name": folder.resolve().name, "method": method, "model_path": str(folder)}
+    return None
+
+
+def first_number(record, fields):
+    """The first finite number among these fields of a log record, or None."""
+    values = [record.get(field) for field in fields]
+    return next((value for value in values if is_number(value)), None)
 
 
 def is_number(value):
@@ -205,56 +223,87 @@ def plot_pass_vs_length(runs, path):
     finish(figure, path)
 
 
+def learning_curves(log):
+    """{panel: (sampled completions, values)}, without the records and panels that have no number."""
+    counts = [first_number(record, ("num_completions", "batch_size")) or 1 for record in log]
+    curves = {}
+    for panel, (factor, *fields) in PANELS.items():
+        values = [first_number(record, fields) for record in log]
+        points = [(x, factor * y) for x, y in zip(np.cumsum(counts), values) if y is not None]
+        if points:
+            curves[panel] = np.array(points).T  # (2, number of points)
+    return curves
+
+
 def plot_learning_curves(runs, logs, path):
-    """Pass rate and length of the completions sampled in training, over the number of completions."""
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(6.5, 6), dpi=150, sharex=True)
-    for i, (run, log) in enumerate(zip(runs, logs)):
-        fields = LOGS.get(run["method"], ())[1:]
-        log = [record for record in log if all(is_number(record.get(field)) for field in fields)]
-        samples = np.cumsum([record.get("batch_size", 1) for record in log])
-        window = math.ceil(len(log) / 10)
-        for axes, field, unit in zip((top, bottom), fields if log else (), (100, 1)):
-            raw = [unit * record[field] for record in log]
-            smooth = np.convolve(raw, np.ones(window) / window, "valid")  # (len(log) - window + 1,)
-            style = {"color": COLORS[i % len(COLORS)], "marker": "o" if len(log) == 1 else None}
-            axes.plot(samples, raw, linewidth=0.7, alpha=0.25, **style)
-            axes.plot(samples[window - 1 :], smooth, linewidth=1.8, label=legend_name(i, run), **style)
-    if not top.lines:
+    """What the training logs say of each update, over the number of completions sampled so far."""
+    curves = [learning_curves(log) for log in logs]
+    panels = [panel for panel in PANELS if any(panel in curve for curve in curves)]
+    if not panels:
         print(f"No REINFORCE or PPO training log found: {path} not drawn.")
         return
-    top.set_title("faint: single updates, bold: moving average over a tenth of the run", fontsize=9)
-    top.set_ylabel("pass rate (%)")
-    bottom.set_ylabel("average length (tokens)")
-    bottom.set_xlabel("sampled completions")
-    bottom.set_xlim(left=0)
-    for axes in (top, bottom):
-        axes.set_ylim(bottom=0)
+    size = (6.5, 0.7 + 1.9 * len(panels))
+    figure, grid = plt.subplots(len(panels), 1, figsize=size, dpi=150, sharex=True, squeeze=False)
+    for i, (run, curve) in enumerate(zip(runs, curves)):
+        color = COLORS[i % len(COLORS)]
+        if curve:
+            grid[0, 0].plot([], [], color=color, linewidth=1.8, label=legend_name(i, run))
+        for axes, panel in zip(grid[:, 0], panels):
+            if panel in curve:
+                samples, raw = curve[panel]
+                window = math.ceil(len(raw) / 10)
+                smooth = np.convolve(raw, np.ones(window) / window, "valid")  # (len(raw) - window + 1,)
+                marker = "o" if len(raw) == 1 else None
+                axes.plot(samples, raw, color=color, linewidth=0.7, alpha=0.25, marker=marker)
+                axes.plot(samples[window - 1 :], smooth, color=color, linewidth=1.8, marker=marker)
+    for axes, panel in zip(grid[:, 0], panels):
+        axes.set_ylabel(panel)
+        if panel != "reward":  # a length penalty can make it negative
+            axes.set_ylim(bottom=0)
+    grid[0, 0].set_title("faint: single updates, bold: moving average over a tenth of the run", fontsize=9)
+    grid[-1, 0].set_xlabel("sampled completions")
+    grid[-1, 0].set_xlim(left=0)
+    figure.align_ylabels()
     finish(figure, path)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Table and pictures of all evaluated runs.")
-    parser.add_argument("paths", nargs="*", help="*_metrics.json files or folders (default: results_dir)")
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        help="*_metrics.json files, folders of them, or adapter folders with a log (default: results_dir)",
+    )
     parser.add_argument("--results_dir", default="results", help="where to write (default: %(default)s)")
     args = parser.parse_args()
 
     sources = [Path(path) for path in args.paths or [args.results_dir]]
     files = []
+    training = []  # runs that have curves, but no scores and so no row
     for path in sources:
-        files += [path] if path.suffix == ".json" else sorted(path.glob("*_metrics.json"))
-    if not files:
-        raise SystemExit(f"No *_metrics.json in {', '.join(map(str, sources))}: run eval_humaneval.py first.")
+        if run := training_run(path):
+            training.append(run)
+        else:
+            files += [path] if path.suffix == ".json" else sorted(path.glob("*_metrics.json"))
+    if not files and not training:
+        names = ", ".join(map(str, sources))
+        raise SystemExit(f"No *_metrics.json or training log in {names}: run eval_humaneval.py first.")
     runs = [read_metrics(file) for file in files]
     runs.sort(key=lambda run: ((*METHODS, run["method"]).index(run["method"]), run["exp_name"]))
-    logs = [read_log(run) for run in runs]
-    text = markdown_table([table_row(run, log) for run, log in zip(runs, logs)]) + "\n\n" + notes(runs)
-    print(text)
+    evaluated = [Path(run["model_path"]).resolve() for run in runs if run["model_path"]]
+    training = [run for run in training if Path(run["model_path"]).resolve() not in evaluated]
+    logs = [read_log(run) for run in runs + training]
 
     results_dir = Path(args.results_dir)
     try:
         results_dir.mkdir(parents=True, exist_ok=True)
-        (results_dir / "results.md").write_text(text + "\n", encoding="utf-8")
-        plot_pass_vs_length(runs, results_dir / "pass_vs_length.png")
-        plot_learning_curves(runs, logs, results_dir / "learning_curves.png")
+        if runs:
+            text = (
+                markdown_table([table_row(run, log) for run, log in zip(runs, logs)]) + "\n\n" + notes(runs)
+            )
+            print(text)
+            (results_dir / "results.md").write_text(text + "\n", encoding="utf-8")
+            plot_pass_vs_length(runs, results_dir / "pass_vs_length.png")
+        plot_learning_curves(runs + training, logs, results_dir / "learning_curves.png")
     except OSError as error:
         raise SystemExit(f"Cannot write to {results_dir}: {error.strerror}. Choose another --results_dir.")

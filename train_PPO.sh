@@ -57,6 +57,10 @@ trained() {
     [ "${FORCE:-0}" != 1 ] && grep -qs '"finished": true' "$1/run_config.json" &&
         [ ! "$2/run_config.json" -nt "$1/run_config.json" ]
 }
+# Flag for a stage that was interrupted: it goes on where it last saved its state.
+resume() {
+    [ "${FORCE:-0}" = 1 ] || grep -qs '"finished": true' "$1/run_config.json" || echo --resume
+}
 evaluated() {
     [ "${FORCE:-0}" != 1 ] && [ -f "results/$1_metrics.json" ] &&
         [ ! "$2/run_config.json" -nt "results/$1_metrics.json" ]
@@ -75,7 +79,7 @@ fi
 
 evaluate "${NAME}_base" "$MODEL"
 
-trained "$SFT" "$MODEL" || python train_sft_lora.py \
+trained "$SFT" "$MODEL" || python train_sft_lora.py $(resume "$SFT") \
     --model_name "$MODEL" \
     --train_path "$TRAIN" \
     --output_dir "$SFT" \
@@ -87,10 +91,11 @@ for ALPHA in 0.01 0.03; do
     for BATCH in 4 8; do
         RUN=ppo_alpha${ALPHA}_${BATCH}
         [ "$NUM_UPDATES" = "$STEPS" ] || RUN=${RUN}_updates$NUM_UPDATES
-        trained "checkpoints/${NAME}_lora_$RUN" "$SFT" || python train_ppo_lora.py \
+        ADAPTER=checkpoints/${NAME}_lora_$RUN
+        trained "$ADAPTER" "$SFT" || python train_ppo_lora.py $(resume "$ADAPTER") \
             --sft_model "$SFT" \
             --train_path "$TRAIN" \
-            --output_dir "checkpoints/${NAME}_lora_$RUN" \
+            --output_dir "$ADAPTER" \
             --max_new_tokens "$NEW_TOKENS" \
             --length_penalty_alpha "$ALPHA" \
             --batch_size "$BATCH" \
@@ -98,7 +103,7 @@ for ALPHA in 0.01 0.03; do
             --num_updates "$NUM_UPDATES" \
             --ratio_level "$RATIO_LEVEL" \
             --learning_rate "$PPO_LR"
-        evaluate "${NAME}_$RUN" "checkpoints/${NAME}_lora_$RUN"
+        evaluate "${NAME}_$RUN" "$ADAPTER"
     done
 done
 

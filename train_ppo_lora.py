@@ -213,7 +213,7 @@ def load_state(output_dir, identity, trainable, optimizer):
             problem = f"is of a run with another {', '.join(other)}"
         print(f"--resume: {path} {problem}; trying the one before")
     if paths:
-        raise SystemExit(f"--resume: no state in {output_dir} fits; without --resume the run starts again")
+        raise SystemExit(f"--resume: nothing in {output_dir}/state fits; delete that folder to start again")
     return {}
 
 
@@ -404,6 +404,8 @@ if __name__ == "__main__":
     mine = slice(rank * share, (rank + 1) * share)  # of the completions
     if share * world != num_completions:
         raise SystemExit(f"{num_completions} completions cannot be shared out among {world} processes")
+    dev_tasks = read_tasks(cfg.dev_path) if cfg.dev_path else []
+    others = [task for task in read_tasks(cfg.train_path) if task not in dev_tasks]
     model, tokenizer = load_adapter(cfg.sft_model, device, is_trainable=True)
     if cfg.kl_coef > 0:  # a frozen second adapter; with none at all, the reference would be the base model
         model.load_adapter(cfg.sft_model, "reference", torch_device=device)
@@ -414,9 +416,6 @@ if __name__ == "__main__":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=cfg.learning_rate, weight_decay=0.0)
-
-    dev_tasks = read_tasks(cfg.dev_path) if cfg.dev_path else []
-    others = [task for task in read_tasks(cfg.train_path) if task not in dev_tasks]
     tasks = [task for task in others if len(encode_prompt(tokenizer, task)) <= cfg.max_length]
     if not tasks:
         raise SystemExit(f"no prompt of {cfg.train_path} fits into --max_length {cfg.max_length} tokens")

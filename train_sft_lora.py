@@ -203,7 +203,7 @@ def load_state(output_dir, identity, trainable, optimizer):
             problem = f"is of a run with another {', '.join(other)}"
         print(f"--resume: {path} {problem}; trying the one before")
     if paths:
-        raise SystemExit(f"--resume: no state in {output_dir} fits; without --resume the run starts again")
+        raise SystemExit(f"--resume: nothing in {output_dir}/state fits; delete that folder to start again")
     return {}
 
 

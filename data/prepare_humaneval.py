@@ -1,10 +1,13 @@
 """Split the 164 HumanEval tasks into 131 for training and 33 for testing.
 
+16 of the 131 are also written as a dev split: with --dev_path the trainers evaluate on them and do not train
+on them.
+
     python data/prepare_humaneval.py                                  # from the Hugging Face hub
     python data/prepare_humaneval.py --source HumanEval.jsonl.gz      # from a local file, no network
 
 Reads   openai/openai_humaneval, or --source (.jsonl or .jsonl.gz of github.com/openai/human-eval)
-Writes  humaneval_train.jsonl and humaneval_test.jsonl in --output_dir (default: this folder)
+Writes  humaneval_train.jsonl, _dev.jsonl and _test.jsonl in --output_dir (default: this folder)
 
 HumanEval has no training split of its own. A model trained on the 131 may be compared with others
 on the 33 only, never on all 164.
@@ -25,6 +28,7 @@ FIELDS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 NUM_TASKS = 164
 SEED = 42  # with TRAIN_FRACTION it defines the split: other values give results that compare with nothing
 TRAIN_FRACTION = 0.8
+NUM_DEV = 16  # of the training tasks; the test tasks choose no adapter
 
 
 def split_indices(n):
@@ -78,7 +82,9 @@ if __name__ == "__main__":
             file=sys.stderr,
         )
 
-    for name, indices in zip(("train", "test"), split_indices(NUM_TASKS)):
+    train, test = split_indices(NUM_TASKS)
+    dev = sorted(random.Random(SEED).sample(train, NUM_DEV))
+    for name, indices in (("train", train), ("dev", dev), ("test", test)):
         path = Path(args.output_dir) / f"humaneval_{name}.jsonl"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -245,25 +245,142 @@ def figures(monkeypatch):
     plt.close("all")
 
 
+def drawn_by(figure):
+    """{label of the y axis: [(x, y) of each line with points]}; the first two lines belong to one run."""
+    return {
+        axes.get_ylabel(): [
+            (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines if len(line.get_xdata())
+        ]
+        for axes in figure.axes
+    }
+
+
 def test_learning_curves(figures):
     """20 updates make a window of 2; the batch size may change, and counts 1 where the log lacks it."""
     ppo = [
         {"avg_base_reward": k % 2, "avg_gen_len": 10 * k, "batch_size": 4 if k < 10 else 8} for k in range(20)
     ]
-    broken = [{"avg_base_reward": None, "avg_gen_len": 1, "batch_size": 4}]
     rl = [{"base_reward": 0.5, "gen_len": 30}] * 3
     runs = [run_of("base", method="base"), run_of("ppo"), run_of("rl", method="REINFORCE")]
-    compare_runs.plot_learning_curves(runs, [[], ppo + broken, rl], "unused.png")
-    top, bottom = figures[0].axes
-    raw, smooth, rl_raw, rl_smooth = top.lines
-    assert list(raw.get_xdata()[[0, 9, 10, 19]]) == [4, 40, 48, 120]
-    assert list(raw.get_ydata()[:3]) == [0, 100, 0]
-    assert list(smooth.get_ydata()) == [50] * 19
-    assert list(smooth.get_xdata()) == list(raw.get_xdata()[1:])
-    assert list(rl_raw.get_xdata()) == [1, 2, 3]
-    assert list(bottom.lines[1].get_ydata()[:2]) == [5, 15]
-    assert raw.get_color() == smooth.get_color() != rl_raw.get_color()
-    assert [smooth.get_label(), rl_smooth.get_label()] == ["2  ppo", "3  rl"]
+    compare_runs.plot_learning_curves(runs, [[], ppo, rl], "unused.png")
+    drawn = drawn_by(figures[0])
+    assert list(drawn) == ["pass rate (%)", "length (tokens)"]  # the logs say nothing of the others
+    (x, y), (smooth_x, smooth_y), (rl_x, rl_y), _ = drawn["pass rate (%)"]
+    assert [x[k] for k in (0, 9, 10, 19)] == [4, 40, 48, 120]
+    assert y[:3] == [0, 100, 0]
+    assert smooth_y == [50] * 19
+    assert smooth_x == x[1:]
+    assert (rl_x, rl_y) == ([1, 2, 3], [50] * 3)
+    assert drawn["length (tokens)"][1][1][:2] == [5, 15]
+    assert figures[0].axes[0].get_legend_handles_labels()[1] == ["2  ppo", "3  rl"]
+
+
+def test_panels_of_both_methods(figures):
+    """Reward, pass rate and length of all runs; KL and clip fraction of the PPO run alone."""
+    ppo = {
+        "batch_size": 4,
+        "num_completions": 16,
+        "avg_reward": -0.2,
+        "avg_base_reward": 0.5,
+        "avg_gen_len": 60,
+        "approx_kl": 0.01,
+        "clip_frac": 0.25,
+    }
+    rl = {"batch_size": 8, "num_completions": 8, "reward": 0.4, "base_reward": 0.75, "gen_len": 30}
+    runs = [run_of("rl", method="REINFORCE"), run_of("ppo")]
+    compare_runs.plot_learning_curves(runs, [[rl] * 2, [ppo] * 2], "unused.png")
+    rl_curves = {"reward": [0.4] * 2, "pass rate (%)": [75] * 2, "length (tokens)": [30] * 2}
+    ppo_curves = {
+        "reward": [-0.2] * 2,
+        "pass rate (%)": [50] * 2,
+        "length (tokens)": [60] * 2,
+        "approximate KL": [0.01] * 2,
+        "clipped (%)": [25] * 2,
+    }
+    drawn = drawn_by(figures[0])
+    assert list(drawn) == list(ppo_curves)
+    for panel, lines in drawn.items():
+        expected = [([8, 16], rl_curves[panel])] if panel in rl_curves else []
+        expected.append(([16, 32], ppo_curves[panel]))
+        assert lines[::2] == lines[1::2] == expected  # raw and, with a window of 1, the same as average
+    top = figures[0].axes[0]
+    rl_key, *rl_lines, ppo_key, ppo_raw, ppo_smooth = top.lines
+    assert [rl_key.get_label(), ppo_key.get_label()] == ["1  rl", "2  ppo"]
+    assert {rl_key.get_color()} == {line.get_color() for line in rl_lines}
+    assert rl_key.get_color() != ppo_key.get_color() == ppo_raw.get_color() == ppo_smooth.get_color()
+    assert top.get_ylim()[0] < -0.2  # a negative reward is on the picture
+    assert figures[0].axes[1].get_ylim()[0] == 0
+
+    compare_runs.plot_learning_curves(runs[:1], [[rl] * 2], "unused.png")
+    assert list(drawn_by(figures[1])) == list(rl_curves)  # of REINFORCE alone: no empty panels
+
+
+def test_learning_curves_of_broken_records(figures):
+    """A value that is no number is left out of its own panel only; its completions count all the same."""
+    nan = float("nan")
+    good = {
+        "num_completions": 8,
+        "batch_size": 2,
+        "avg_base_reward": 0.5,
+        "avg_gen_len": 30,
+        "approx_kl": 0.1,
+    }
+    log = [good, {**good, "approx_kl": nan}, {**good, "num_completions": None, "avg_gen_len": "x"}, {}, good]
+    compare_runs.plot_learning_curves([run_of("ppo")], [log], "unused.png")
+    drawn = drawn_by(figures[0])
+    assert drawn["pass rate (%)"][0] == ([8, 16, 18, 27], [50] * 4)
+    assert drawn["length (tokens)"][0] == ([8, 16, 27], [30] * 3)
+    assert drawn["approximate KL"][0] == ([8, 18, 27], [0.1] * 3)
+    assert len(drawn) == 3
+
+
+@pytest.fixture
+def training(tmp_path):
+    """A run in progress: its folder holds a log whose last line is half-written, and no metrics."""
+    log(
+        tmp_path,
+        "new_ppo",
+        "ppo_train_log.jsonl",
+        {
+            "num_completions": 8,
+            "avg_reward": 0.4,
+            "avg_base_reward": 0.5,
+            "avg_gen_len": 30,
+            "approx_kl": 0.1,
+        },
+        tail='{"num_completions": 8, "avg_rew',
+    )
+    return tmp_path
+
+
+def test_run_in_progress(four_runs, training):
+    """It is drawn, and has no row in the table; a run that is evaluated already is not drawn twice."""
+    alone = compare(four_runs, "results", "adapters/z_rl")
+    before = (four_runs / "results/learning_curves.png").read_bytes()
+    assert alone.returncode == 0, alone.stderr
+    compare(four_runs)
+    assert (four_runs / "results/learning_curves.png").read_bytes() == before
+    done = compare(four_runs, "adapters/new_ppo/", "results")
+    assert done.returncode == 0, done.stderr
+    assert cells(done.stdout) == cells(alone.stdout)
+    assert (four_runs / "results/learning_curves.png").read_bytes() != before
+
+
+def test_only_runs_in_progress(training):
+    done = compare(training, "adapters/new_ppo", "--results_dir", "out")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [path.name for path in (training / "out").iterdir()] == ["learning_curves.png"]
+    assert_picture(training / "out/learning_curves.png")
+    run = compare_runs.training_run(training / "adapters/new_ppo")
+    assert (run["exp_name"], run["method"]) == ("new_ppo", "PPO")
+    assert len(compare_runs.read_log(run)) == 1
+
+
+def test_training_folder_without_a_complete_line(training):
+    (training / "adapters/new_ppo/ppo_train_log.jsonl").write_text('{"upd')
+    done = compare(training, "adapters/new_ppo", "--results_dir", "out")
+    assert done.returncode == 0, done.stderr
+    assert "learning_curves.png not drawn" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import train_ppo_lora as ppo
 
 BASE = str(ROOT / "data/tiny_coder")
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+RL = ("--max_new_tokens", 40, "--learning_rate", 1e-3)
 
 
 def run(script, *flags, cwd=ROOT):
@@ -64,39 +65,13 @@ def work(tmp_path_factory):
         head = (ROOT / f"data/mini_{side}.jsonl").read_text().splitlines(keepends=True)[:number]
         (work / f"{side}.jsonl").write_text("".join(head))
     train = ("--train_path", work / "train.jsonl")
+    sft_flags = ("--max_steps", 8, "--learning_rate", 2e-3)  # enough for some completions to end and to pass
+    start = (*train, "--sft_model", work / "sft", *RL)
+    ppo_flags = ("--num_updates", 2, "--length_penalty_alpha", 0.03, "--batch_size", 6)
     commands = [
-        ("train_sft_lora.py", *train, "--model_name", BASE, "--output_dir", work / "sft", "--max_steps", 3),
-        (
-            "train_rl_lora.py",
-            *train,
-            "--sft_model",
-            work / "sft",
-            "--output_dir",
-            work / "rl",
-            "--num_steps",
-            2,
-        )
-        + ("--max_new_tokens", 40, "--learning_rate", 1e-3),
-        (
-            "train_ppo_lora.py",
-            *train,
-            "--sft_model",
-            work / "sft",
-            "--output_dir",
-            work / "ppo",
-            "--num_updates",
-            2,
-        )
-        + (
-            "--max_new_tokens",
-            40,
-            "--learning_rate",
-            1e-3,
-            "--length_penalty_alpha",
-            0.03,
-            "--batch_size",
-            6,
-        ),
+        ("train_sft_lora.py", *train, "--model_name", BASE, "--output_dir", work / "sft", *sft_flags),
+        ("train_rl_lora.py", *start, "--output_dir", work / "rl", "--num_steps", 2),
+        ("train_ppo_lora.py", *start, "--output_dir", work / "ppo", *ppo_flags),
     ]
     for command in commands:
         code, out, err = run(*command)
@@ -112,7 +87,7 @@ def test_output_folder_is_complete(work, name, log):
     folder = work / name
     present = {path.name for path in folder.iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", f"{log}.jsonl"} <= present
-    assert not [path for path in present if path.endswith((".bin", ".pt", ".pkl")) or "unfinished" in path]
+    assert not [path for path in present if path.endswith((".bin", ".pt", ".pkl", ".tmp"))]
     config = json.loads((folder / "run_config.json").read_text())
     assert config["finished"] and config["seed"] == 42
     assert config["method"] == {"sft": "SFT", "rl": "REINFORCE", "ppo": "PPO"}[name]
@@ -121,7 +96,7 @@ def test_output_folder_is_complete(work, name, log):
 
 def test_logs_have_the_documented_fields(work):
     sft = lines(work / "sft/sft_train_log.jsonl")
-    assert [row["step"] for row in sft] == [1, 2, 3]
+    assert [row["step"] for row in sft] == list(range(1, 9))
     rl = lines(work / "rl/rl_train_log.jsonl")
     assert [row["step"] for row in rl] == [1, 2]
     assert {"base_reward", "length_penalty", "reward", "gen_len", "loss"} <= set(rl[0])
@@ -129,6 +104,16 @@ def test_logs_have_the_documented_fields(work):
     updates = lines(work / "ppo/ppo_train_log.jsonl")
     assert [row["update"] for row in updates] == [1, 2]
     assert {"batch_size", "avg_reward", "avg_base_reward", "avg_gen_len", "clip_frac"} <= set(updates[0])
+    health = {
+        "flat",
+        "approx_kl",
+        "max_log_ratio",
+        "entropy_estimate",
+        "truncated",
+        "unique",
+        "sign_by_length",
+    }
+    assert health <= set(updates[0])
     assert updates[0]["avg_reward"] == pytest.approx(
         updates[0]["avg_base_reward"] - 0.03 * updates[0]["avg_gen_len"] / 100
     )
@@ -142,6 +127,10 @@ def test_samples_agree_with_the_log(work):
         passed = sum(sample["outcome"] == "passed" for sample in mine)
         assert row["avg_base_reward"] == pytest.approx(passed / 6)
         assert row["avg_gen_len"] == pytest.approx(sum(sample["gen_len"] for sample in mine) / 6)
+        assert row["avg_reward"] == pytest.approx(sum(sample["reward"] for sample in mine) / 6)
+        assert row["truncated"] == pytest.approx(sum(sample["truncated"] for sample in mine) / 6)
+        assert row["unique"] == len({(sample["task_id"], sample["completion"]) for sample in mine})
+        assert sum(sample["advantage"] for sample in mine) == pytest.approx(0, abs=1e-4)
 
 
 def test_training_prints_its_preflight_and_no_warning(work):
@@ -164,11 +153,8 @@ def test_what_the_sandbox_protected_is_written_down(work):
 
 @pytest.mark.parametrize("name", ["sft", "rl", "ppo"])
 def test_training_moves_the_adapter(work, name):
-    weights = load_file(work / name / "adapter_model.safetensors")
-    assert any(tensor.abs().max() > 0 for key, tensor in weights.items() if "lora_B" in key)
-    if name != "sft":
-        before = load_file(work / "sft/adapter_model.safetensors")
-        assert any(not tensor.equal(before[key]) for key, tensor in weights.items())
+    assert any(tensor.abs().max() > 0 for key, tensor in weights(work / name).items() if "lora_B" in key)
+    assert name == "sft" or distance(work / name, work / "sft") > 0
 
 
 def test_evaluation_of_base_and_adapter_then_table(work):
@@ -230,7 +216,7 @@ def test_micro_batch_size_changes_no_loss_and_no_gradient(work, script, log, few
     else:
         flags |= {
             "--sft_model": work / "sft",
-            "--max_new_tokens": 24,
+            "--max_new_tokens": 40,
             "--batch_size": 4,
             "--temperature": 0.8,
         }
@@ -266,10 +252,115 @@ def test_interrupt_saves_the_adapter(work):
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted" in out
+    assert "interrupted after" in out
     assert (work / "stopped/adapter_model.safetensors").is_file()
     config = json.loads((work / "stopped/run_config.json").read_text())
     assert not config["finished"] and config["updates_done"] == len(lines(log))
+
+
+# ---- options ----
+
+
+def train_here(work, script, output, *flags):
+    """(variables, log, samples) of a short run from the SFT adapter, in this process."""
+    start = ("--train_path", work / "train.jsonl", "--sft_model", work / "sft", "--output_dir", work / output)
+    variables = run_here(script, *start, "--max_new_tokens", 40, *flags)
+    kind = "ppo" if "ppo" in script else "rl"
+    return variables, lines(work / output / f"{kind}_train_log.jsonl"), lines(work / output / "samples.jsonl")
+
+
+def weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def distance(folder, other):
+    """Root of the summed squared differences of two adapters."""
+    pairs = zip(weights(folder).values(), weights(other).values())
+    return sum((a - b).square().sum().item() for a, b in pairs) ** 0.5
+
+
+def test_ratio_stays_1_while_the_policy_does(work):
+    """At a learning rate of nearly 0, all epochs score one policy; dropout of the SFT adapter would show."""
+    flags = ("--learning_rate", 1e-12, "--num_updates", 1, "--ppo_epochs", 3, "--batch_size", 6)
+    for level in "sequence", "token":
+        variables, log, _ = train_here(work, "train_ppo_lora.py", "still", *flags, "--ratio_level", level)
+        assert log[0]["epochs"] == 3 and log[0]["grad_norm"] > 0
+        assert log[0]["max_log_ratio"] < 1e-3
+        assert log[0]["clip_frac"] == 0
+    dropouts = [m.p for m in variables["model"].modules() if type(m).__name__ == "Dropout"]
+    assert dropouts and not any(dropouts)
+    config = json.loads((work / "sft/adapter_config.json").read_text())
+    assert config["lora_dropout"] == 0.05
+
+
+def test_length_is_charged_to_passing_programs_only(work):
+    flags = ("--length_penalty_alpha", 1.0, "--num_updates", 1, "--batch_size", 12)
+    rewards = {}
+    for on in "all", "passed":
+        _, log, samples = train_here(work, "train_ppo_lora.py", "charge", *flags, "--length_penalty_on", on)
+        rewards[on] = [(s["outcome"] == "passed", s["gen_len"], s["reward"]) for s in samples]
+    for passed, gen_len, reward in rewards["all"]:
+        assert reward == pytest.approx(passed - gen_len / 100)
+    for passed, gen_len, reward in rewards["passed"]:
+        assert reward == pytest.approx(1 - gen_len / 100 if passed else 0)
+
+
+@pytest.mark.parametrize("script", ["train_ppo_lora.py", "train_rl_lora.py"])
+def test_group_baseline_compares_the_samples_of_a_task(work, script):
+    count = ("--num_updates", 1) if "ppo" in script else ("--num_steps", 1)
+    flags = ("--baseline", "group", "--samples_per_task", 3, "--batch_size", 3, *count)
+    _, log, samples = train_here(work, script, "group", *flags, "--temperature", 1.5)
+    assert log[0]["num_completions"] == len(samples) == 9
+    for first in range(0, 9, 3):
+        group = samples[first : first + 3]
+        assert len({sample["task_id"] for sample in group}) == 1
+        assert sum(sample["advantage"] for sample in group) == pytest.approx(0, abs=1e-5)
+        best = max(group, key=lambda sample: sample["reward"])
+        assert best["advantage"] == max(sample["advantage"] for sample in group)
+    assert len({sample["task_id"] for sample in samples}) == 3
+    assert len({sample["completion"] for sample in samples}) > 3
+    assert log[0]["flat"] == sum(not any(s["advantage"] for s in samples[k : k + 3]) for k in (0, 3, 6)) / 3
+
+
+def test_kl_to_the_sft_policy_holds_the_adapter_back(work):
+    flags = ("--num_updates", 2, "--batch_size", 6, "--learning_rate", 1e-3, "--length_penalty_alpha", 1.0)
+    variables, _, _ = train_here(work, "train_ppo_lora.py", "held", *flags, "--kl_coef", 100.0)
+    train_here(work, "train_ppo_lora.py", "free", *flags)
+    assert distance(work / "held", work / "sft") < 0.9 * distance(work / "free", work / "sft")
+    named = dict(variables["model"].named_parameters())
+    for key, tensor in weights(work / "sft").items():  # the reference is still the SFT adapter
+        assert named[key.replace(".weight", ".reference.weight")].equal(tensor)
+    assert not (work / "held/reference").exists()
+
+
+def test_target_kl_ends_an_update(work):
+    flags = ("--num_updates", 1, "--batch_size", 6, "--learning_rate", 1e-3, "--length_penalty_alpha", 1.0)
+    _, log, _ = train_here(work, "train_ppo_lora.py", "target", *flags, "--target_kl", 1e-9)
+    train_here(work, "train_ppo_lora.py", "one_step", *flags, "--ppo_epochs", 1)
+    assert log[0]["epochs"] == 2 and log[0]["approx_kl"] > 1e-9  # the second was not stepped
+    assert distance(work / "target", work / "one_step") == 0
+
+
+def test_nothing_to_learn_is_said_and_nothing_is_learnt(work, capsys):
+    """One token is no program: all rewards are equal."""
+    flags = ("--max_new_tokens", 1, "--learning_rate", 1e-3, "--num_updates", 2)
+    _, log, samples = train_here(work, "train_ppo_lora.py", "flat", *flags)
+    assert "all 4 rewards equal, nothing to learn: raise --temperature" in capsys.readouterr().out
+    assert all(row["flat"] == 1 and row["epochs"] == 0 for row in log)
+    assert all(sample["advantage"] == 0 for sample in samples)
+    assert distance(work / "flat", work / "sft") == 0
+
+
+def test_sign_by_length(work):
+    """Where no program passes, every advantage comes from length alone; never with alpha 0."""
+    flags = ("--num_updates", 1, "--batch_size", 6, "--max_new_tokens", 6)
+    for alpha, share in ((0.5, 1.0), (0.0, 0.0)):
+        _, log, samples = train_here(
+            work, "train_ppo_lora.py", "signs", *flags, "--length_penalty_alpha", alpha, "--temperature", 2.0
+        )
+        turned = sum(sample["advantage"] != 0 for sample in samples) / 6
+        assert not any(sample["outcome"] == "passed" for sample in samples)
+        assert log[0]["sign_by_length"] == pytest.approx(turned if share else 0.0)
 
 
 # ---- what users do wrong ----
@@ -372,10 +463,9 @@ def test_preflight_stops_the_run(work):
     [
         ("train_ppo_lora.py", "--batchsize", 4, "--batchsize"),
         ("train_ppo_lora.py", "--micro_batch_size", 0, "--micro_batch_size must be above 0"),
-        ("train_ppo_lora.py", "--batch_size", 1, "--batch_size must be at least 2"),
-        ("train_ppo_lora.py", "--ratio_level", "tokens", "sequence or token"),
+        ("train_ppo_lora.py", "--batch_size", 1, "must be at least 2"),
+        ("train_ppo_lora.py", "--baseline", "group", "must be at least 2"),
         ("train_rl_lora.py", "--log_every", 0, "--log_every must be above 0"),
-        ("train_rl_lora.py", "--baseline", "mean", "none or batch"),
         (
             "train_sft_lora.py",
             "--gradient_accumulation_steps",
@@ -388,6 +478,24 @@ def test_preflight_stops_the_run(work):
 )
 def test_wrong_flags(script, flag, value, part):
     assert part in message_of(script, flag, value)
+
+
+@pytest.mark.parametrize(
+    "script, flag, choices",
+    [
+        ("train_ppo_lora.py", "--ratio_level", ("sequence", "token")),
+        ("train_ppo_lora.py", "--length_penalty_on", ("all", "passed")),
+        ("train_rl_lora.py", "--baseline", ("none", "batch", "group")),
+        ("train_sft_lora.py", "--report_to", ("none", "tensorboard", "wandb")),
+    ],
+)
+def test_wrong_choice(script, flag, choices, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_here(script, flag, "something")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert len(error.splitlines()) == 2  # a line of usage and the mistake
+    assert flag in error and all(choice in error for choice in choices)
 
 
 def test_damaged_adapter(work):

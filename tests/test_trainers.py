@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from conftest import ROOT
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
 
 import eval_humaneval
 import train_ppo_lora as ppo
@@ -65,19 +67,45 @@ def gradient(model):
 # ---- model ----
 
 
-def test_base_is_quantised_to_4_bit(policy):
-    model, _ = policy
-    quantised = {name.split(".")[-2] for name, m in model.named_modules() if isinstance(m, Linear4bit)}
+@pytest.fixture(scope="module")
+def packed():
+    """The same policy with the weights left in 4 bit, as on a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreTrainedModel, "dequantize", lambda model: model)
+        base, _ = ppo.load_base(str(ROOT / "data/tiny_coder"), "cpu")
+    for module in base.modules():  # with AVX512-BF16, bitsandbytes has a kernel without gradients
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    return add_adapter(base)
+
+
+def test_base_is_quantised_to_4_bit(packed):
+    quantised = {name.split(".")[-2] for name, m in packed.named_modules() if isinstance(m, Linear4bit)}
     assert PROJECTIONS <= quantised
-    weight = next(m.weight for m in model.modules() if isinstance(m, Linear4bit))
+    weight = next(m.weight for m in packed.modules() if isinstance(m, Linear4bit))
     assert weight.quant_type == "nf4" and weight.quant_state.nested  # nested = double quantisation
 
 
-def test_cpu_weights_are_not_repacked(policy):
-    """With AVX512-BF16, bitsandbytes would switch to a kernel without gradients at the first rollout."""
+def test_unpacked_weights_are_the_rounded_ones(policy, packed):
     model, _ = policy
-    layers = [m for m in model.modules() if isinstance(m, Linear4bit)]
-    assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    unpacked = dict(model.named_modules())
+    for name, module in packed.named_modules():
+        if isinstance(module, Linear4bit):
+            rounded = dequantize_4bit(module.weight.data, module.weight.quant_state)
+            assert unpacked[name].weight.equal(rounded)
+            assert len(rounded.flatten()[:64].unique()) <= 16  # in one block of 64 weights
+
+
+def test_packed_weights_give_the_same_log_probs_and_a_ratio_of_1(policy, packed, rollout):
+    model, tokenizer = policy
+    arguments = (*rollout, 1.0, tokenizer.pad_token_id)
+    packed.train()
+    old, mask = ppo.completion_logprobs(packed, *arguments)
+    new, _ = ppo.completion_logprobs(packed, *arguments)
+    assert ((new - old).sum(-1).exp() - 1).abs().max() < 1e-3
+    assert (new - ppo.completion_logprobs(model, *arguments)[0]).abs().max() < 1e-4
+    new.sum().backward()
+    assert gradient(packed).norm() > 0
 
 
 def test_only_lora_is_trained_and_in_float32(policy):

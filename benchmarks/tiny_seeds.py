@@ -1,0 +1,282 @@
+"""Every method on the tiny model over several seeds: trains, evaluates, and writes the table of results/tiny.
+
+    python benchmarks/tiny_seeds.py --seeds 5 --jobs 2
+    python benchmarks/tiny_seeds.py --summary_only          # the table of what is finished; runs nothing
+
+A seed is that of SFT and of the run that starts from it. Finished runs are kept, interrupted ones resumed.
+Every process computes with one thread, so that runs side by side do not wait for each other.
+Writes --table (a .md file) and a picture of the same name (.png).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")  # draws without a display
+import matplotlib.pyplot as plt  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ["--train_path", "data/mini_train.jsonl", "--max_new_tokens", "96", "--micro_batch_size", "8"]
+SFT = ["train_sft_lora.py", "--model_name", "data/tiny_coder", "--train_path", "data/mini_train.jsonl"]
+SFT += ["--learning_rate", "3.5e-4"]
+RL = ["train_rl_lora.py", *DATA, "--num_steps", "60", "--batch_size", "8", "--learning_rate", "5e-4"]
+PPO = ["train_ppo_lora.py", *DATA, "--num_updates", "60", "--learning_rate", "2e-4"]
+QUESTIONS = {  # (part of a name, what stands there in the name of the run to compare with), ...
+    "Does a baseline help REINFORCE?": [("rl_batch", "rl_none")],
+    "What does the length penalty change for REINFORCE?": [("alpha0.01", "alpha0"), ("alpha0.03", "alpha0")],
+    "PPO: 8 completions per update, or 4?": [("_8", "_4")],
+    "PPO: one ratio per sequence, or per token?": [("sequence", "token")],
+    "PPO: length penalty on passing programs only, or on all?": [("passed", "all")],
+}
+RESAMPLES = 10_000
+COLORS = {"base": "0.5", "sft": "tab:green", "rl": "tab:orange", "ppo": "tab:blue"}
+# 97.5 % quantile of Student's t for 1, 2, ... 9 degrees of freedom; for more the last one, on the safe side.
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+# ---- runs ----
+def configurations():
+    """{name: command without seed, SFT adapter and output folder}, in the order of the table."""
+    commands = {"sft": SFT}
+    for baseline in "none", "batch":
+        for alpha in "0", "0.01", "0.03":
+            flags = ["--baseline", baseline, "--length_penalty_alpha", alpha]
+            commands[f"rl_{baseline}_alpha{alpha}"] = RL + flags
+    for ratio, penalty in ("token", "all"), ("sequence", "all"), ("token", "passed"):
+        for alpha in "0.01", "0.03":
+            for batch in "4", "8":
+                flags = ["--ratio_level", ratio, "--length_penalty_on", penalty, "--batch_size", batch]
+                name = f"ppo_{ratio}_{penalty}_alpha{alpha}_{batch}"
+                commands[name] = [*PPO, *flags, "--length_penalty_alpha", alpha]
+    return commands
+
+
+def training_command(name, seed, out):
+    """The whole command of one run; seed and out may be "$seed" and "$out", for the table."""
+    start = [] if name == "sft" else ["--sft_model", f"{out}/checkpoints/sft_seed{seed}"]
+    flags = ["--seed", str(seed), "--output_dir", f"{out}/checkpoints/{name}_seed{seed}", "--resume"]
+    return configurations()[name] + start + flags
+
+
+def evaluation_command(model, exp_name, out):
+    flags = ["--model_path", model, "--exp_name", exp_name, "--results_dir", f"{out}/results"]
+    return ["eval_humaneval.py", *flags, "--data_path", "data/mini_test.jsonl", "--max_new_tokens", "96"]
+
+
+def run(command, log):
+    """Run a script of ours with its output in a file; raises RuntimeError with the command if it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
+    with open(log, "a") as file:
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, stdout=file, stderr=file)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed; see {log}")
+
+
+def train_and_evaluate(name, seed, out):
+    """Train into out/checkpoints/name_seed unless finished there, then evaluate it unless that is done."""
+    exp_name = f"{name}_seed{seed}"
+    folder = out / "checkpoints" / exp_name
+    config = folder / "run_config.json"
+    log = out / "logs" / f"{exp_name}.txt"
+    if not (config.is_file() and json.loads(config.read_text())["finished"]):
+        run(training_command(name, seed, out), log)
+    if not (out / "results" / f"{exp_name}_metrics.json").is_file():
+        run(evaluation_command(str(folder), exp_name, out), log)
+    print(exp_name, flush=True)
+
+
+# ---- statistics ----
+def read_run(path):
+    """The tasks of one evaluation: raw and truncated pass@1 in percent, and length; (3, tasks)."""
+    tasks = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    tasks.sort(key=lambda task: task["task_id"])  # the same order in all runs: they are compared by task
+    return np.array(
+        [(100 * task["passed"], 100 * task["passed_truncated"], task["gen_len"]) for task in tasks]
+    ).T
+
+
+def read_results(folder):
+    """{name: {seed: (3, tasks)}} of all evaluated runs, in the order of the table; base has only a seed 0."""
+    results = {name: {} for name in ["base", *configurations()]}
+    results["base"][0] = read_run(folder / "base_per_task.jsonl")
+    for path in sorted(folder.glob("*_seed*_per_task.jsonl")):
+        name, seed = path.stem.removesuffix("_per_task").split("_seed")
+        results[name][int(seed)] = read_run(path)
+    return {name: runs for name, runs in results.items() if runs}
+
+
+def means(runs):
+    """Raw pass@1, truncated pass@1 and length of each seed; (3, seeds)."""
+    return np.stack([tasks.mean(axis=1) for tasks in runs.values()], axis=1)
+
+
+def half_interval(values):
+    """Half the width of the 95 % t-interval of the mean; NaN where there is only one value."""
+    if len(values) == 1:
+        return np.nan
+    quantile = T_975[min(len(values) - 1, len(T_975)) - 1]
+    return quantile * np.std(values, ddof=1) / np.sqrt(len(values))
+
+
+def difference(one, two, row=0):
+    """(mean, low, high) of one minus two over their common seeds: 95 % interval for other seeds and tasks.
+
+    A crossed bootstrap: seeds and tasks are drawn with replacement, the same ones for both runs.
+    """
+    gaps = np.array([one[seed][row] - two[seed][row] for seed in one if seed in two])  # (seeds, tasks)
+    rng = np.random.default_rng(0)
+    # How often each seed and each task is drawn; (RESAMPLES, seeds) and (RESAMPLES, tasks).
+    seeds, tasks = (rng.multinomial(count, np.full(count, 1 / count), RESAMPLES) for count in gaps.shape)
+    resampled = ((seeds @ gaps) * tasks).sum(axis=1) / gaps.size  # (RESAMPLES,)
+    return gaps.mean(), *np.percentile(resampled, [2.5, 97.5])
+
+
+def best(results, *methods):
+    """The name with the highest mean raw pass@1 among these methods; None before one is finished."""
+    names = [name for name in results if name.split("_")[0] in methods]
+    return max(names, key=lambda name: means(results[name])[0].mean(), default=None)
+
+
+def comparisons(results):
+    """{question: [(one, two)]}, of runs with a seed in common."""
+    names = list(configurations())
+    asked = {"Is it better than SFT?": [(name, "sft") for name in names[1:]]}
+    for question, parts in QUESTIONS.items():
+        asked[question] = [(name, name.replace(*pair)) for pair in parts for name in names if pair[0] in name]
+    asked["Best PPO, or best REINFORCE?"] = [(best(results, "ppo"), best(results, "rl"))]
+    seeds = {name: set(runs) for name, runs in results.items()}
+    for question, pairs in asked.items():
+        asked[question] = [(a, b) for a, b in pairs if a in seeds and b in seeds and seeds[a] & seeds[b]]
+    return asked
+
+
+# ---- table and picture ----
+def markdown_table(*rows):
+    """The first row is the header; names to the left, numbers to the right."""
+    rule = ["---"] + ["---:"] * (len(rows[0]) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
+
+
+def score_row(name, runs, checkpoints):
+    cells = []
+    for values in means(runs)[:2]:
+        half = half_interval(values)
+        cells.append(f"{values.mean():.1f}" + ("" if np.isnan(half) else f" ± {half:.1f}"))
+    logs = [log for seed in runs for log in checkpoints.glob(f"{name}_seed{seed}/*_train_log.jsonl")]
+    seconds = [json.loads(log.read_text().splitlines()[-1])["seconds"] for log in logs]
+    time = f"{np.mean(seconds):.0f} s" if seconds else "-"  # base, or only the results were copied here
+    return [name, *cells, f"{means(runs)[2].mean():.1f}", time, str(len(runs))]
+
+
+def comparison_row(results, one, two):
+    mean, low, high = difference(results[one], results[two])
+    seeds = len(set(results[one]) & set(results[two]))
+    verdict = "real" if low > 0 or high < 0 else "not distinguishable"
+    verdict = verdict if seeds > 1 else "one seed only"  # whose interval knows nothing of other seeds
+    return [f"{one} - {two}", f"{mean:+.1f}", f"[{low:+.1f}, {high:+.1f}]", str(seeds), verdict]
+
+
+def aims(results):
+    """One sentence per aim, on the best RL row."""
+    top = best(results, "rl", "ppo")
+    if top is None:
+        return "No RL run is finished."
+    base = results["base"][0]
+    same_base = dict.fromkeys(results[top], base)  # it has one run, which stands for every seed
+    points = "{:+.1f} points [{:+.1f}, {:+.1f}]".format
+    return f"""The best RL row is {top}, number of seeds: {len(results[top])}.
+- Raw pass@1 against SFT: {points(*difference(results[top], results["sft"]))}; the aim is +20.
+- Length: {means(results[top])[2].mean():.1f} tokens; the aim is half of base's, {base[2].mean() / 2:.1f}.
+- Truncated pass@1 against base's own: {points(*difference(results[top], same_base, row=1))}; the aim is
+  to be above its {base[1].mean():.1f} %."""
+
+
+def summary(results, checkpoints):
+    """The whole text of the table's file."""
+    asked = comparisons(results)
+    count = sum(map(len, asked.values()))
+    header = ["configuration", "raw pass@1 (%)", "truncated (%)", "length (tokens)", "training", "seeds"]
+    scores = [score_row(name, runs, checkpoints) for name, runs in results.items()]
+    text = f"""# The tiny model over several seeds
+
+Greedy pass@1 on the {results["base"][0].shape[1]} tasks of `data/mini_test.jsonl`: mean over the seeds ± half
+of its 95 % t-interval, which speaks of other seeds on the same tasks. Training: mean wall time with one
+thread, beside other runs, and without the SFT run before it.
+
+{markdown_table(header, *scores)}
+
+## Aims
+
+{aims(results)}
+
+## What is different
+
+Raw pass@1 in points, paired over tasks and seeds. The 95 % intervals come from {RESAMPLES:,} resamples of
+both seeds and tasks; a difference is called real where its interval excludes 0. Of {count} comparisons at
+95 %, about {0.05 * count:.0f} would exclude 0 by chance if nothing differed. A best row was picked by the
+scores it is judged by: expect a little less of it. Below five seeds the intervals say little of other seeds.
+"""
+    header = ["difference", "points", "95 % interval", "seeds", "verdict"]
+    for question, pairs in asked.items():
+        rows = [comparison_row(results, *pair) for pair in pairs]
+        text += f"\n**{question}**\n\n{markdown_table(header, *rows)}\n" if rows else ""
+    commands = [evaluation_command("data/tiny_coder", "base", "$out")]
+    commands += [training_command(name, "$seed", "$out") for name in results if name != "base"]
+    commands += [evaluation_command("$out/checkpoints/$name", "$name", "$out")]  # name: rl_none_alpha0_seed1
+    text += "\n## Commands\n\n`OMP_NUM_THREADS=1`, `out`: any folder, `name`: each run below it.\n\n```sh\n"
+    return text + "".join(f"python {' '.join(command)}\n" for command in commands) + "```\n"
+
+
+def draw(results, path):
+    """Raw pass@1 per configuration: mean, 95 % interval, and a small dot per seed."""
+    figure, axes = plt.subplots(figsize=(7.5, 0.8 + 0.27 * len(results)), dpi=150)
+    for y, (name, runs) in enumerate(results.items()):
+        scores = means(runs)[0]
+        color = COLORS[name.split("_")[0]]
+        axes.plot(scores, [y + 0.3] * len(scores), ".", color=color, alpha=0.6, ms=4)
+        axes.errorbar(scores.mean(), y, xerr=half_interval(scores), fmt="o", color=color, capsize=3, ms=5)
+    axes.set_yticks(range(len(results)), results)
+    axes.set_ylim(len(results) - 0.4, -0.6)  # the first row on top
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("raw pass@1 (%): mean, 95 % interval of the mean, single seeds")
+    axes.grid(axis="x", color="0.9", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument(
+        "--out", default="checkpoints/tiny_seeds", help="folder of adapters, logs and results"
+    )
+    parser.add_argument("--table", type=Path, default=ROOT / "results/tiny/seeds.md", help="file to write")
+    parser.add_argument("--summary_only", action="store_true", help="run nothing")
+    args = parser.parse_args()
+    out = Path(args.out).resolve()
+    seeds = range(1, args.seeds + 1)
+
+    if not args.summary_only:
+        if not (out / "results/base_metrics.json").is_file():
+            run(evaluation_command("data/tiny_coder", "base", out), out / "logs/base.txt")
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(lambda seed: train_and_evaluate("sft", seed, out), seeds))
+            jobs = [(name, seed, out) for seed in seeds for name in configurations() if name != "sft"]
+            list(pool.map(lambda job: train_and_evaluate(*job), jobs))
+    if not (out / "results/base_per_task.jsonl").is_file():
+        raise SystemExit(f"Nothing is finished in {out}: run without --summary_only.")
+    results = read_results(out / "results")
+    args.table.parent.mkdir(parents=True, exist_ok=True)
+    args.table.write_text(summary(results, out / "checkpoints"), encoding="utf-8")
+    draw(results, args.table.with_suffix(".png"))
+    print(f"wrote {args.table} and {args.table.with_suffix('.png')}")

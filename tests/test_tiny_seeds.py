@@ -1,0 +1,194 @@
+"""benchmarks/tiny_seeds.py: means, intervals and verdicts on made-up results whose answers are known."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import tiny_seeds  # noqa: E402
+
+TASKS = 40
+
+
+def evaluated(out, exp_name, passed, truncated=None, gen_len=30, seconds=()):
+    """Write one evaluation: the first `passed` tasks pass, the first `truncated` after truncation."""
+    (out / "results").mkdir(parents=True, exist_ok=True)
+    truncated = passed if truncated is None else truncated
+    tasks = [
+        {"task_id": f"t/{k}", "passed": k < passed, "passed_truncated": k < truncated, "gen_len": gen_len}
+        for k in range(TASKS)
+    ]
+    text = "".join(json.dumps(task) + "\n" for task in tasks[:: 1 if "rl" in exp_name else -1])
+    (out / "results" / f"{exp_name}_per_task.jsonl").write_text(text)
+    if seconds:
+        folder = out / "checkpoints" / exp_name
+        folder.mkdir(parents=True)
+        (folder / "rl_train_log.jsonl").write_text("".join(f'{{"seconds": {time}}}\n' for time in seconds))
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """Base and SFT, three seeds of one RL run, two of another, one of PPO; the others have not finished."""
+    evaluated(tmp_path, "base", 4, truncated=16, gen_len=80)
+    for seed, passed in (1, 18), (2, 20), (3, 22):
+        evaluated(tmp_path, f"sft_seed{seed}", passed, gen_len=38)
+    for seed, passed in (1, 32), (2, 36), (3, 34):
+        times = (5, 60 * seed)
+        evaluated(tmp_path, f"rl_none_alpha0_seed{seed}", passed, gen_len=20 + seed, seconds=times)
+    evaluated(tmp_path, "rl_none_alpha0.01_seed2", 35)
+    evaluated(tmp_path, "rl_none_alpha0.01_seed3", 35)
+    evaluated(tmp_path, "ppo_token_all_alpha0.01_4_seed2", 30)
+    return tmp_path
+
+
+def rows(text):
+    """{first cell: the other cells} of all tables."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return {first: others for first, *others in lines}
+
+
+def runs_of(matrix):
+    """{seed: (3, tasks)} whose three rows are all this (seeds, tasks) matrix of passes, in percent."""
+    return {seed: np.stack([100 * row] * 3) for seed, row in enumerate(np.asarray(matrix, dtype=float), 1)}
+
+
+@pytest.mark.parametrize(
+    "values, half",
+    [
+        ([1, 3], 12.706),  # sd sqrt(2), by sqrt(2) runs
+        ([80, 90, 85], 4.303 * 5 / math.sqrt(3)),
+        ([1, 2, 3, 4, 5], 2.776 * math.sqrt(2.5 / 5)),
+        ([0] * 15 + [1] * 15, 2.262 * math.sqrt(30 * 0.25 / 29 / 30)),  # beyond the quantiles: the last one
+    ],
+)
+def test_half_interval(values, half):
+    assert tiny_seeds.half_interval(np.array(values)) == pytest.approx(half)
+    assert math.isnan(tiny_seeds.half_interval(np.array(values[:1])))
+
+
+def test_scores(finished):
+    """rl: 80, 90 and 85 % of 40 tasks, sd 5; the time is that of the last line of each log."""
+    results = tiny_seeds.read_results(finished / "results")
+    assert list(results) == [
+        "base",
+        "sft",
+        "rl_none_alpha0",
+        "rl_none_alpha0.01",
+        "ppo_token_all_alpha0.01_4",
+    ]
+    table = rows(tiny_seeds.summary(results, finished / "checkpoints"))
+    assert table["base"] == ["10.0", "40.0", "80.0", "-", "1"]
+    assert table["rl_none_alpha0"] == ["85.0 ± 12.4", "85.0 ± 12.4", "22.0", "120 s", "3"]
+    assert table["rl_none_alpha0.01"] == ["87.5 ± 0.0", "87.5 ± 0.0", "30.0", "-", "2"]
+    assert table["ppo_token_all_alpha0.01_4"] == ["75.0", "75.0", "30.0", "-", "1"]
+
+
+def test_tasks_in_another_order(tmp_path):
+    evaluated(tmp_path, "rl", 18)
+    evaluated(tmp_path, "sft", 18)
+    rl, sft = (tmp_path / f"results/{name}_per_task.jsonl" for name in ("rl", "sft"))
+    assert rl.read_text() != sft.read_text()
+    assert np.array_equal(tiny_seeds.read_run(rl), tiny_seeds.read_run(sft))
+
+
+def test_comparisons(finished):
+    """Only over seeds that both have: 35 - (36 + 34) / 2 = 0 tasks, not 35 - 34 = +2.5 points."""
+    results = tiny_seeds.read_results(finished / "results")
+    text = tiny_seeds.summary(results, finished / "checkpoints")
+    table = rows(text)
+    points, _, seeds, verdict = table["rl_none_alpha0 - sft"]
+    assert (points, seeds, verdict) == ("+35.0", "3", "real")
+    points, _, seeds, verdict = table["rl_none_alpha0.01 - rl_none_alpha0"]
+    assert (points, seeds, verdict) == ("+0.0", "2", "not distinguishable")
+    assert tiny_seeds.difference(results["rl_none_alpha0"], results["rl_none_alpha0.01"])[0] == 0
+    assert table["ppo_token_all_alpha0.01_4 - sft"][2:] == ["1", "one seed only"]
+    assert table["ppo_token_all_alpha0.01_4 - rl_none_alpha0.01"][0] == "-12.5"  # the best of each
+    assert "Of 5 comparisons" in text
+
+
+def test_aims(finished):
+    """The best row has seeds 2 and 3 alone: 35 tasks against 20 and 22 of SFT, and 16 of base."""
+    first, raw, length, truncated = tiny_seeds.aims(tiny_seeds.read_results(finished / "results")).split(
+        "\n- "
+    )
+    assert "rl_none_alpha0.01, number of seeds: 2" in first
+    assert "+35.0 points" in raw
+    assert "30.0 tokens" in length and "40.0" in length
+    assert "+47.5 points" in truncated and "40.0 %" in truncated
+
+
+def test_difference_of_known_spread():
+    """Half of 400 tasks at random: sd of a difference 100 * sqrt(1/2), so 1.96 * 3.54 points each side."""
+    rng = np.random.default_rng(0)
+    one, two = (runs_of([rng.permutation(400) < 200]) for _ in range(2))
+    mean, low, high = tiny_seeds.difference(one, two)
+    assert mean == 0
+    assert high - low == pytest.approx(2 * 1.96 * 100 * math.sqrt(0.5 / 400), rel=0.1)
+    assert low < 0 < high
+
+
+def test_difference_takes_in_the_seeds():
+    """Every task gains, in seed 1 and 2 alone: tasks do not matter, and of four seeds drawn none may gain."""
+    gains = np.repeat([[1], [1], [0], [0]], 50, axis=1)  # (seeds, tasks)
+    mean, low, high = tiny_seeds.difference(runs_of(gains), runs_of(0 * gains))
+    assert (mean, low, high) == (50, 0, 100)  # none of 4: probability 1/16, more than 2.5 %
+    results = {"one": runs_of(gains), "two": runs_of(0 * gains)}
+    row = tiny_seeds.comparison_row(results, "one", "two")
+    assert row == ["one - two", "+50.0", "[+0.0, +100.0]", "4", "not distinguishable"]
+
+
+def test_difference_takes_in_the_tasks():
+    """The same 5 of 50 tasks gain in each seed: only the choice of tasks matters."""
+    gains = np.repeat([np.arange(50) < 5], 4, axis=0)
+    mean, low, high = tiny_seeds.difference(runs_of(gains), runs_of(0 * gains))
+    assert mean == 10
+    assert (low, high) == (2, 18) or (low, high) == (2, 20)  # binomial(50, 0.1): 1 to 9 or 10 of 50
+
+
+def test_difference_is_paired():
+    """Equal runs differ by exactly nothing, however much tasks and seeds vary; by the same seeds, too."""
+    noise = np.random.default_rng(1).random((5, 60)) < np.linspace(0, 1, 60)
+    assert tiny_seeds.difference(runs_of(noise), runs_of(noise)) == (0, 0, 0)
+
+
+def test_pairs():
+    """18 against SFT, 3 baselines, 4 penalties, 6 batch sizes, 4 ratios, 4 penalised, 1 best: 40."""
+    runs = {1: np.zeros((3, 4))}
+    asked = tiny_seeds.comparisons(dict.fromkeys(["base", *tiny_seeds.configurations()], runs))
+    assert [len(pairs) for pairs in asked.values()] == [18, 3, 4, 6, 4, 4, 1]
+    assert [pairs[-1] for pairs in asked.values()][:-1] == [
+        ("ppo_token_passed_alpha0.03_8", "sft"),
+        ("rl_batch_alpha0.03", "rl_none_alpha0.03"),
+        ("rl_batch_alpha0.03", "rl_batch_alpha0"),
+        ("ppo_token_passed_alpha0.03_8", "ppo_token_passed_alpha0.03_4"),
+        ("ppo_sequence_all_alpha0.03_8", "ppo_token_all_alpha0.03_8"),
+        ("ppo_token_passed_alpha0.03_8", "ppo_token_all_alpha0.03_8"),
+    ]
+
+
+def test_command_line(finished):
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks/tiny_seeds.py"),
+        "--summary_only",
+        "--out",
+        str(finished),
+    ]
+    done = subprocess.run([*command, "--table", str(finished / "new/t.md")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = (finished / "new/t.md").read_text()
+    for name in "sft", "rl_none_alpha0", "rl_none_alpha0.01", "ppo_token_all_alpha0.01_4":
+        assert f"--output_dir $out/checkpoints/{name}_seed$seed " in text
+    assert "rl_batch" not in text  # not finished
+    pixels = plt.imread(finished / "new/t.png")
+    assert (pixels[..., :3].min(axis=-1) < 0.9).mean() > 0.01, "nearly blank"
+    (finished / "results/base_per_task.jsonl").unlink()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0 and done.stderr.startswith("Nothing is finished")
