@@ -163,7 +163,7 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, u
     mask = torch.tensor(mask, device=model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # the first real token of each row is at position 0
     cache = DynamicCache(config=model.config)
-    cached = {"past_key_values": cache, "logits_to_keep": 1}
+    cached = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
     completion_ids = [[] for _ in prompt_ids]
     running = list(range(len(prompt_ids)))  # completions that have not ended
     for t in range(max_new_tokens):

@@ -133,19 +133,16 @@ def rollout(batch_size, folder, tiny):
     padded = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt").to(DEVICE)
     no_eos = SimpleNamespace(pad_token_id=tokenizer.pad_token_id, eos_token_id=-1)
     sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": new_tokens}
-    sampling |= {
-        "min_new_tokens": new_tokens,
-        "pad_token_id": tokenizer.pad_token_id,
-    }  # the minimum forbids EOS
+    # the minimum forbids EOS
+    sampling |= {"min_new_tokens": new_tokens, "pad_token_id": tokenizer.pad_token_id}
     static = {"cache_implementation": "static"}
     compiling = CompileConfig()
     compiling._compile_all_devices = True  # --tiny on a CPU too
 
     def ours():
         uniform = torch.rand(batch_size, new_tokens, dtype=torch.float64)
-        return sum(
-            len(ids) for _, ids in ppo.generate(model, no_eos, prompt_ids, new_tokens, 1.0, 1.0, uniform)
-        )
+        completions = ppo.generate(model, no_eos, prompt_ids, new_tokens, 1.0, 1.0, uniform)
+        return sum(len(ids) for _, ids in completions)
 
     def theirs(**how):
         ids = model.generate(**padded, **sampling, **how)
@@ -213,9 +210,8 @@ def line(name, record):
     if "seconds" in record:
         text += f"  {median(record['seconds']):.2f} s per update"
     if "rollout" in record:
-        record["rollout_tokens_per_s"] = (
-            record["num_completions"] * sum(record["gen_len"]) / sum(record["rollout"])
-        )
+        tokens = record["num_completions"] * sum(record["gen_len"])
+        record["rollout_tokens_per_s"] = tokens / sum(record["rollout"])
         text += f", rollout {record['rollout_tokens_per_s']:.0f} tokens/s"
     for way, speed in record.get("tokens_per_s", {}).items():
         text += f"  {way} {speed:.0f} tokens/s"

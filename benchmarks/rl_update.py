@@ -1,8 +1,8 @@
 """Seconds per PPO update: train_ppo_lora.py beside TRL's GRPOTrainer, on the tiny model.
 
     pip install --no-deps -r benchmarks/requirements-rl.txt
-    python benchmarks/rl_update.py                              # about 12 minutes on 2 cores
-    python benchmarks/rl_update.py --rounds 1 --no_scaling      # about 2
+    python benchmarks/rl_update.py                              # about 10 minutes on 2 quiet cores
+    python benchmarks/rl_update.py --rounds 1 --no_scaling      # about 3
 
 Reads   data/tiny_coder and data/mini_train.jsonl; an adapter with --sft_model, else it trains one first
 Prints  tables and, last, one JSON line with the same figures and those of every single update
@@ -19,7 +19,7 @@ Every run is a process of its own; they take turns. The first update of a run wa
 Seconds are medians over updates and rounds; ratios are taken within each round first. Rollout, reward and
 update are shares of the time: ours scores programs while others are sampled and then waits for the last ones;
 TRL's rollout contains its pass for the old log-probabilities. Peak memory is without the sandbox's processes.
-Other work on the machine spoils everything: two threads that wait for each other become 20 times slower.
+Other work on the machine spoils everything: torch's threads wait for each other many times longer.
 """
 
 import argparse
@@ -281,7 +281,8 @@ if __name__ == "__main__":
         if name != "TRL" and "TRL" in records:
             pairs = zip(records["TRL"], rounds)
             ratios[name] = median(median(trl["seconds"]) / median(own["seconds"]) for trl, own in pairs)
-            print(f"TRL takes {ratios[name]:.2f} times as long as: {name}")
+            skipped = mean(value for own in rounds for value in own["flat"])
+            print(f"TRL takes {ratios[name]:.2f} times as long as: {name} (skips {skipped:.0%} of the tasks)")
     if scaling:
         show(scaling)
     print(json.dumps({"rows": rows, "ratios": ratios, "scaling": scaling, "records": records}))

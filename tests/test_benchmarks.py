@@ -16,8 +16,6 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu  # noqa: E402
 import rl_update  # noqa: E402
 
-NO_TRL = find_spec("trl") is None
-
 
 def test_gpu_benchmark_without_a_gpu_says_so():
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -59,25 +57,15 @@ def test_row_of_two_rounds():
     record = {"seconds": [1.0, 3.0], "rollout": [0.5, 0.5], "reward": [0.0, 0.2], "update": [0.5, 2.0]}
     record |= {"gen_len": [40.0, 60.0], "flat": [0.0, 0.5], "num_completions": 8, "peak_mb": 600}
     slower = record | {"seconds": [5.0, 7.0], "peak_mb": 700}
-    assert list(rl_update.row("ours", [record]).values())[1:] == [
-        2.0,
-        "25 %",
-        "5 %",
-        "62 %",
-        50.0,
-        200,
-        0.25,
-        600,
-    ]
+    shares, figures = ["25 %", "5 %", "62 %"], [50.0, 200, 0.25, 600]
+    assert list(rl_update.row("ours", [record]).values()) == ["ours", 2.0, *shares, *figures]
     both = rl_update.row("ours", [record, slower])
     assert both["s per update"] == 4.0 and both["tokens/s"] == 100 and both["peak MB"] == 700
 
 
-@pytest.mark.parametrize(
-    "what", ["ours", pytest.param("trl", marks=pytest.mark.skipif(NO_TRL, reason="no trl"))]
-)
+@pytest.mark.parametrize("what", ["ours"] if find_spec("trl") is None else ["ours", "trl"])
 def test_one_measured_update(tmp_path, what):
-    """The child process of a run, with the flags and log fields that it needs; it checks its weights itself."""
+    """The child process of a run, with the flags and log fields it needs; it checks its weights itself."""
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "data/tiny_coder")
     tokenizer.save_pretrained(tmp_path)
     base = AutoModelForCausalLM.from_pretrained(ROOT / "data/tiny_coder", dtype=torch.float32)

@@ -1,6 +1,6 @@
 """Runs that are killed and resumed, measured on the way, shared by processes, or hit by bad numbers.
 
-Each run is a process of its own; all but one are forked from a server that has done the imports, 7 s less each.
+Each run is a process; all but one are forked from a server that has done the imports: 7 s less each.
 """
 
 import hashlib
@@ -100,7 +100,8 @@ def adapter(folder):
 
 
 def samples(folder):
-    return (folder / "samples.jsonl").read_bytes().splitlines() if (folder / "samples.jsonl").is_file() else []
+    path = folder / "samples.jsonl"
+    return path.read_bytes().splitlines() if path.is_file() else []  # SFT has none
 
 
 def assert_equal_runs(method, one, other):
@@ -183,7 +184,7 @@ def kill_soon(process, log, luck):
 
 
 DEATHS = {"ppo": [(die_at, "open", 2), (die_at, "os.rename", 1), None, None]}
-DEATHS |= {"rl": [(die_at, "os.rename", 2)], "sft": [(die_at, "open", 3)]}  # the learning rate of the first step of SFT is 0
+DEATHS |= {"rl": [(die_at, "os.rename", 2)], "sft": [(die_at, "open", 3)]}  # step 1 has lr 0
 
 
 @pytest.mark.parametrize("method", DEATHS)
@@ -297,7 +298,7 @@ def test_resume_of_a_finished_run_does_nothing(whole):
 
 
 def test_dev_split_chooses_the_best_adapter(work):
-    """A learning rate that ruins the policy soon: an early evaluation is the best one, and patience ends the run."""
+    """The learning rate ruins the policy: an early evaluation is the best, and patience ends the run."""
     folder, flags = work / "dev", ("--dev_path", work / "dev.jsonl", "--eval_every", 2, "--patience", 2)
     code, output = run(*train("ppo", folder, *flags, "--num_updates", 40, "--learning_rate", 2e-2))
     assert code == 0, output
@@ -362,10 +363,13 @@ def test_single_bad_gradients_do_not_stop_the_run(work):
     assert adapter(folder) != adapter(work / "sft")
 
 
-@pytest.mark.parametrize("method, knob", [("ppo", "--micro_batch_size"), ("sft", "--per_device_train_batch_size")])
-def test_no_memory_names_the_knob(work, method, knob):
+KNOBS = {"ppo": "--micro_batch_size", "sft": "--per_device_train_batch_size"}
+
+
+@pytest.mark.parametrize("method", KNOBS)
+def test_no_memory_names_the_knob(work, method):
     code, output = run(*train(method, work / "no_memory"), spoil, (1,), torch.OutOfMemoryError)
-    assert code == 1 and knob in output.splitlines()[-1] and "Traceback" not in output, output
+    assert code == 1 and KNOBS[method] in output.splitlines()[-1] and "Traceback" not in output, output
 
 
 # ---- two processes ------------------------------------------------------------------------------------
