@@ -259,11 +259,14 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, u
     running = list(range(len(prompt_ids)))  # completions that have not ended
     for t in range(max_new_tokens):
         output = model(ids, attention_mask=mask, position_ids=positions, **cached)
-        logits = output.logits[rows, -1].float()  # (running, V)
+        logits = output.logits[:, -1].float() / temperature
+        if len(rows) != len(logits):
+            logits = logits[rows]  # (running, V)
         if uniform is None:
             tokens = logits.argmax(-1)  # (running,)
         else:
-            logits = TopPLogitsWarper(top_p)(None, logits / temperature)
+            if top_p < 1:
+                logits = TopPLogitsWarper(top_p)(None, logits)
             cumulative = logits.double().softmax(-1).cumsum(-1)
             threshold = uniform[running, t, None].to(model.device) * cumulative[:, -1:]
             tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)

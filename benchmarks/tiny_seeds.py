@@ -5,7 +5,8 @@
 
 A seed is that of SFT and of the run that starts from it. Finished runs are kept, interrupted ones resumed.
 Every process computes with one thread, so that runs side by side do not wait for each other.
-Writes --table (a .md file) and a picture of the same name (.png).
+Writes --table (a .md file), a picture of the same name (.png), and what both are computed from (.jsonl): for each
+run, what came of each task, in the order of their ids.
 """
 
 import argparse
@@ -74,6 +75,7 @@ def run(command, log):
     """Run a script of ours with its output in a file; raises RuntimeError with the command if it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
+    environment["OMP_WAIT_POLICY"] = "passive"  # a waiting thread leaves the core to others
     with open(log, "a") as file:
         done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, stdout=file, stderr=file)
     if done.returncode:
@@ -253,6 +255,17 @@ def draw(results, path):
     plt.close(figure)
 
 
+def write_runs(results, path):
+    """One line per run: name, seed, passed and passed_truncated as a string of 0 and 1, length in tokens."""
+    with open(path, "w", encoding="utf-8") as file:
+        for name, runs in results.items():
+            for seed, tasks in runs.items():
+                raw, truncated, lengths = tasks.astype(int).tolist()
+                run = {"name": name, "seed": seed, "passed": "".join("01"[x > 0] for x in raw)}
+                run |= {"passed_truncated": "".join("01"[x > 0] for x in truncated), "gen_len": lengths}
+                file.write(json.dumps(run) + "\n")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
@@ -279,4 +292,5 @@ if __name__ == "__main__":
     args.table.parent.mkdir(parents=True, exist_ok=True)
     args.table.write_text(summary(results, out / "checkpoints"), encoding="utf-8")
     draw(results, args.table.with_suffix(".png"))
-    print(f"wrote {args.table} and {args.table.with_suffix('.png')}")
+    write_runs(results, args.table.with_suffix(".jsonl"))
+    print(f"wrote {args.table}, and .png and .jsonl beside it")

@@ -187,6 +187,11 @@ def test_command_line(finished):
     for name in "sft", "rl_none_alpha0", "rl_none_alpha0.01", "ppo_token_all_alpha0.01_4":
         assert f"--output_dir $out/checkpoints/{name}_seed$seed " in text
     assert "rl_batch" not in text  # not finished
+    lines = [json.loads(line) for line in (finished / "new/t.jsonl").read_text().splitlines()]
+    assert len(lines) == 1 + 3 + 3 + 2 + 1
+    run = next(line for line in lines if (line["name"], line["seed"]) == ("sft", 3))
+    assert run["passed"].count("1") == 22 and len(run["passed"]) == TASKS and run["gen_len"] == [38] * TASKS
+    assert lines[0]["passed"].count("1") == 4 and lines[0]["passed_truncated"].count("1") == 16
     pixels = plt.imread(finished / "new/t.png")
     assert (pixels[..., :3].min(axis=-1) < 0.9).mean() > 0.01, "nearly blank"
     (finished / "results/base_per_task.jsonl").unlink()
