@@ -870,7 +870,7 @@ def reference(task):
 
 
 def start_scoring(sandbox, task, completion):
-    """Score a completion on an idle worker; return a Future of the Result. THE function that rewards the policy."""
+    """Score a completion on an idle worker; return a Future. THE function that rewards the policy."""
     code = program(task, completion)
     return sandbox.pool.submit(sandbox.check, code, task["test"], task["entry_point"], task["prompt"])
 

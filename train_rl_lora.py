@@ -183,8 +183,8 @@ def save_state(output_dir, state, trainable, optimizer, logs):
     torch.save({**state, **tensors, "log_sizes": sizes}, buffer)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     path = Path(output_dir, "state", f"{state['done']:08d}_{digest}.pt")
-    path.with_suffix(".tmp").write_bytes(buffer.getvalue())
-    os.replace(path.with_suffix(".tmp"), path)
+    path.with_name("unfinished").write_bytes(buffer.getvalue())
+    os.replace(path.with_name("unfinished"), path)
     for old in sorted(path.parent.glob("*.pt"))[:-2]:
         old.unlink()
 
@@ -372,7 +372,10 @@ if __name__ == "__main__":
     cfg = parse_config(Config, f"{positive} micro_batch_size save_every eval_every max_bad_steps log_every")
     tracker = None if cfg.report_to == "none" else cfg.report_to
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
-    device, is_main = str(accelerator.device), accelerator.is_main_process
+    if tracker and not accelerator.log_with:  # accelerate would only warn
+        raise SystemExit(f"--report_to {tracker} needs a package: pip install {tracker}")
+    device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
+    is_main = accelerator.is_main_process
     rank, world = accelerator.process_index, accelerator.num_processes
     num_completions = cfg.batch_size * cfg.samples_per_task
     group_size = cfg.samples_per_task if cfg.baseline == "group" else num_completions
@@ -383,7 +386,8 @@ if __name__ == "__main__":
     if share * world != num_completions:
         raise SystemExit(f"{num_completions} completions cannot be shared out among {world} processes")
     dev_tasks = read_tasks(cfg.dev_path) if cfg.dev_path else []
-    others = [task for task in read_tasks(cfg.train_path) if task not in dev_tasks]
+    dev_ids = {task["task_id"] for task in dev_tasks}
+    others = [task for task in read_tasks(cfg.train_path) if task["task_id"] not in dev_ids]
     model, tokenizer = load_adapter(cfg.sft_model, device, is_trainable=True)
     for module in model.modules():  # a reloaded adapter brings its dropout back, rollouts have none
         if isinstance(module, torch.nn.Dropout):
@@ -402,8 +406,8 @@ if __name__ == "__main__":
     may_change = "output_dir num_steps micro_batch_size gradient_checkpointing resume save_every patience"
     may_change += " max_bad_steps report_to log_every"
     identity = {name: value for name, value in asdict(cfg).items() if name not in may_change.split()}
-    sft_weights = Path(cfg.sft_model, "adapter_model.safetensors").read_bytes()
-    identity["sft_sha256"] = hashlib.sha256(sft_weights).hexdigest()
+    for name, path in ("train", cfg.train_path), ("sft", f"{cfg.sft_model}/adapter_model.safetensors"):
+        identity[f"{name}_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     state = {"done": 0, "bad_steps": 0, "best": -1.0, "waited": 0, "seconds": 0.0, "log_sizes": None}
     state["identity"] = identity
     state |= load_state(cfg.output_dir, identity, trainable, optimizer) if cfg.resume else {}
@@ -519,7 +523,7 @@ if __name__ == "__main__":
                 if bad:
                     tqdm.write("warning: loss or gradient is not finite, the step is skipped")
             progress.update()
-            if state["bad_steps"] == cfg.max_bad_steps:
+            if state["bad_steps"] >= cfg.max_bad_steps:
                 stopped = "no finite gradient; lower --learning_rate"
                 break
     except KeyboardInterrupt:

@@ -181,8 +181,8 @@ def save_state(output_dir, state, trainable, optimizer, logs):
     torch.save({**state, **tensors, "log_sizes": sizes}, buffer)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     path = Path(output_dir, "state", f"{state['done']:08d}_{digest}.pt")
-    path.with_suffix(".tmp").write_bytes(buffer.getvalue())
-    os.replace(path.with_suffix(".tmp"), path)
+    path.with_name("unfinished").write_bytes(buffer.getvalue())
+    os.replace(path.with_name("unfinished"), path)
     for old in sorted(path.parent.glob("*.pt"))[:-2]:
         old.unlink()
 
@@ -241,7 +241,10 @@ if __name__ == "__main__":
     cfg = parse_config(Config, f"{positive} save_every max_bad_steps log_every")
     tracker = None if cfg.report_to == "none" else cfg.report_to
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
-    device, is_main = str(accelerator.device), accelerator.is_main_process
+    if tracker and not accelerator.log_with:  # accelerate would only warn
+        raise SystemExit(f"--report_to {tracker} needs a package: pip install {tracker}")
+    device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
+    is_main = accelerator.is_main_process
     rank, world = accelerator.process_index, accelerator.num_processes
     tasks = read_tasks(cfg.train_path)
     model, tokenizer = load_base(cfg.model_name, device)
@@ -271,6 +274,7 @@ if __name__ == "__main__":
     may_change = "output_dir resume save_every max_bad_steps report_to log_every"
     identity = {name: value for name, value in asdict(cfg).items() if name not in may_change.split()}
     identity["rows_per_step"] = rows_per_step
+    identity["train_sha256"] = hashlib.sha256(Path(cfg.train_path).read_bytes()).hexdigest()
     state = {"done": 0, "bad_steps": 0, "seconds": 0.0, "log_sizes": None, "identity": identity}
     state |= load_state(cfg.output_dir, identity, trainable, optimizer) if cfg.resume else {}
     scheduler.last_epoch = state["done"]
@@ -327,7 +331,7 @@ if __name__ == "__main__":
                 if bad:
                     tqdm.write("warning: loss or gradient is not finite, the step is skipped")
             progress.update()
-            if state["bad_steps"] == cfg.max_bad_steps:
+            if state["bad_steps"] >= cfg.max_bad_steps:
                 stopped = "no finite gradient; lower --learning_rate"
                 break
     except KeyboardInterrupt:

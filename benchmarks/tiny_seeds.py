@@ -5,8 +5,8 @@
 
 A seed is that of SFT and of the run that starts from it. Finished runs are kept, interrupted ones resumed.
 Every process computes with one thread, so that runs side by side do not wait for each other.
-Writes --table (a .md file), a picture of the same name (.png), and what both are computed from (.jsonl): for each
-run, what came of each task, in the order of their ids.
+Writes --table (a .md file), a picture of the same name (.png), and what both are computed from (.jsonl): for
+each run, what came of each task, in the order of their ids.
 """
 
 import argparse
