@@ -244,13 +244,23 @@ def test_interrupt_saves_the_adapter(work):
     ]
     flags += ["--num_updates", 1000, "--max_new_tokens", 20]
     command = [sys.executable, "-u", str(ROOT / "train_ppo_lora.py"), *map(str, flags)]
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored below `sh -c 'pytest &'`
+    )
     log = work / "stopped/ppo_train_log.jsonl"
     deadline = time.time() + 120
     while not (log.is_file() and log.read_text()) and time.time() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    try:
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "interrupted after" in out
     assert (work / "stopped/adapter_model.safetensors").is_file()
