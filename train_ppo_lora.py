@@ -429,7 +429,7 @@ if __name__ == "__main__":
     too_long = len(others) - len(tasks)
     accelerator.print(f"{len(tasks)} tasks ({too_long} with too long a prompt left out), {device}")
     accelerator.print(f"{cfg.num_updates} updates x {cfg.batch_size} tasks x {cfg.samples_per_task} samples")
-    accelerator.print(f"{cfg.num_updates} updates x {cfg.ppo_epochs} epochs: optimizer steps")
+    accelerator.print(f"{cfg.num_updates} updates x {cfg.ppo_epochs} epochs of one optimizer step each")
 
     may_change = "output_dir num_updates micro_batch_size gradient_checkpointing resume save_every patience"
     may_change += " max_bad_updates report_to log_every"
