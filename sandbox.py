@@ -869,19 +869,19 @@ def reference(task):
     return "\n" + task["canonical_solution"]
 
 
+def job(task, completion):
+    """Return the arguments of Sandbox.check. What rewards the policy and what evaluates it is this alone."""
+    return program(task, completion), task["test"], task["entry_point"], task["prompt"]
+
+
 def start_scoring(sandbox, task, completion):
-    """Score a completion on an idle worker; return a Future. THE function that rewards the policy."""
-    code = program(task, completion)
-    return sandbox.pool.submit(sandbox.check, code, task["test"], task["entry_point"], task["prompt"])
+    """Score a completion on the next idle worker; return a Future of its Result."""
+    return sandbox.pool.submit(sandbox.check, *job(task, completion))
 
 
 def score(sandbox, tasks, completions, progress=None):
     """Score completions, all workers at once; return one Result per (task, completion)."""
-    futures = [start_scoring(sandbox, *pair) for pair in zip(tasks, completions, strict=True)]
-    for _ in as_completed(futures):
-        if progress:
-            progress()
-    return [future.result() for future in futures]
+    return sandbox.map([job(*pair) for pair in zip(tasks, completions, strict=True)], progress)
 
 
 def preflight(sandbox, tasks):

@@ -158,7 +158,7 @@ def load_base(model_name, device):
     text = "def f(x):\n    return x + 1"
     if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
         raise SystemExit(f"the tokenizer of {model_name!r} does not keep the text; try a newer transformers")
-    if device == "cpu":  # the same rounded weights, unpacked once and not at every use: half the time
+    if device == "cpu":  # the same rounded weights, unpacked once and not at every use
         model = model.dequantize()
     return model.requires_grad_(False), tokenizer
 
