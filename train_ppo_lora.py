@@ -63,16 +63,12 @@ class Config:
     top_p: float = 1.0  # below 1 the sampled distribution is no longer the scored one
     # -- reward --
     length_penalty_alpha: float = 0.01  # charge per 100 generated tokens
-    length_penalty_on: Literal["all", "passed"] = (
-        "all"  # passed: a wrong program gains nothing by being short
-    )
+    length_penalty_on: Literal["all", "passed"] = "all"  # passed: wrong programs gain nothing by being short
     time_limit: float = 5.0  # seconds per program
     # -- PPO --
     batch_size: int = 4  # tasks per update
     samples_per_task: int = 1  # completions of each task
-    baseline: Literal["batch", "group"] = (
-        "batch"  # mean and std of the whole batch, or of each task's samples
-    )
+    baseline: Literal["batch", "group"] = "batch"  # mean and std of the batch, or of each task's samples
     ppo_epochs: int = 4  # optimizer steps per update
     clip_range: float = 0.2
     ratio_level: Literal["sequence", "token"] = "sequence"  # one ratio per completion, or one per token
@@ -428,8 +424,8 @@ if __name__ == "__main__":
         raise SystemExit(f"no prompt of {cfg.train_path} fits into --max_length {cfg.max_length} tokens")
     too_long = len(others) - len(tasks)
     accelerator.print(f"{len(tasks)} tasks ({too_long} with too long a prompt left out), {device}")
-    accelerator.print(f"{cfg.num_updates} updates x {cfg.batch_size} tasks x {cfg.samples_per_task} samples")
-    accelerator.print(f"{cfg.num_updates} updates x {cfg.ppo_epochs} epochs of one optimizer step each")
+    sizes = f"{cfg.batch_size} tasks x {cfg.samples_per_task} samples, {cfg.ppo_epochs} optimizer steps each"
+    accelerator.print(f"{cfg.num_updates} updates of {sizes}")
 
     may_change = "output_dir num_updates micro_batch_size gradient_checkpointing resume save_every patience"
     may_change += " max_bad_updates report_to log_every"

@@ -62,9 +62,7 @@ class Config:
     top_p: float = 1.0  # below 1 the sampled distribution is no longer the scored one
     # -- reward --
     length_penalty_alpha: float = 0.01  # charge per 100 generated tokens
-    length_penalty_on: Literal["all", "passed"] = (
-        "all"  # passed: a wrong program gains nothing by being short
-    )
+    length_penalty_on: Literal["all", "passed"] = "all"  # passed: wrong programs gain nothing by being short
     time_limit: float = 5.0  # seconds per program
     # -- REINFORCE --
     batch_size: int = 4  # tasks per step
@@ -355,9 +353,7 @@ def subtract_baseline(rewards, baseline, group_size):
     if baseline == "none":
         return rewards
     groups = rewards.view(-1, group_size)
-    others = (groups.sum(1, keepdim=True) - groups) / (
-        group_size - 1
-    )  # leave-one-out: the gradient is unbiased
+    others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)  # leave-one-out: unbiased gradient
     return (groups - others).flatten()
 
 

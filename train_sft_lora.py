@@ -56,9 +56,7 @@ class Config:
     num_train_epochs: float = 1.0
     max_steps: int = 0  # optimizer steps; above 0 it replaces num_train_epochs
     learning_rate: float = 5e-5
-    warmup_ratio: float = (
-        0.03  # share of the steps in which the learning rate rises from 0; then it falls to 0
-    )
+    warmup_ratio: float = 0.03  # share of the steps in which the learning rate rises; then it falls to 0
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     max_length: int = 1024  # tokens; longer rows are cut, and left out when no solution token remains

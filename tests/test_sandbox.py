@@ -1104,11 +1104,12 @@ def owner(entry):
 
 def footprint():
     """Return what may leak: number of processes and descriptors, temporary files, megabytes per process."""
-    pids = sorted(descendants(os.getpid()))
+    pids = descendants(os.getpid())
     uid = os.geteuid() or module.NOBODY  # of the programs
     files = {entry.name for path in ("/tmp", "/dev/shm") for entry in os.scandir(path) if owner(entry) == uid}
-    fds = [len(os.listdir(f"/proc/{pid}/fd")) for pid in ("self", *(pids if os.geteuid() == 0 else ()))]
-    return len(pids), fds, files, [megabytes(pid) for pid in (os.getpid(), *pids)]
+    visible = ["self", *pids] if os.geteuid() == 0 else ["self"]
+    fds = sorted(len(os.listdir(f"/proc/{pid}/fd")) for pid in visible)  # sorted: a new zygote has a new pid
+    return len(pids), fds, files, sorted(megabytes(pid) for pid in (os.getpid(), *pids))
 
 
 def test_soak():
