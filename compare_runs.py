@@ -11,6 +11,7 @@ Writes  results.md, pass_vs_length.png and learning_curves.png (REINFORCE and PP
 import argparse
 import json
 import math
+import re
 from pathlib import Path
 
 import matplotlib
@@ -235,32 +236,61 @@ def learning_curves(log):
     return curves
 
 
+def moving_average(curve):
+    """A curve (2, n) averaged over a tenth of its points, each average at its last point."""
+    samples, values = curve
+    window = math.ceil(len(values) / 10)
+    return np.stack([samples[window - 1 :], np.convolve(values, np.ones(window) / window, "valid")])
+
+
+def draw_curve(axes, curves, color):
+    """The points of one run and their moving average; of several seeds, theirs and the mean of these."""
+    thin = curves
+    bold = moving_average(curves[0])
+    if len(curves) > 1:
+        thin = [moving_average(curve) for curve in curves]
+        shortest = min(curve.shape[1] for curve in thin)  # a seed that still trains
+        bold = np.mean([curve[:, :shortest] for curve in thin], axis=0)
+    marker = "o" if bold.shape[1] == 1 else None
+    for curve in thin:
+        axes.plot(*curve, color=color, linewidth=0.7, alpha=0.25, marker=marker)
+    axes.plot(*bold, color=color, linewidth=1.8, marker=marker)
+
+
 def plot_learning_curves(runs, logs, path):
-    """What the training logs say of each update, over the number of completions sampled so far."""
+    """What the training logs say of each update, over the number of completions sampled so far.
+
+    Runs whose names differ in "_seed1" at their end only are drawn as one.
+    """
     curves = [learning_curves(log) for log in logs]
     panels = [panel for panel in PANELS if any(panel in curve for curve in curves)]
     if not panels:
         print(f"No REINFORCE or PPO training log found: {path} not drawn.")
         return
+    groups = {}  # name: the numbers of its runs
+    for i, run in enumerate(runs):
+        if curves[i]:
+            groups.setdefault(re.sub(r"_seed\d+$", "", run["exp_name"]), []).append(i)
+    has_seeds = any(len(members) > 1 for members in groups.values())
     size = (6.5, 0.7 + 1.9 * len(panels))
     figure, grid = plt.subplots(len(panels), 1, figsize=size, dpi=150, sharex=True, squeeze=False)
-    for i, (run, curve) in enumerate(zip(runs, curves)):
-        color = COLORS[i % len(COLORS)]
-        if curve:
-            grid[0, 0].plot([], [], color=color, linewidth=1.8, label=legend_name(i, run))
+    for n, (name, members) in enumerate(groups.items()):
+        first = members[0]
+        label = f"{len(members)} seeds of {name}" if has_seeds else legend_name(first, runs[first])
+        color = COLORS[(n if has_seeds else first) % len(COLORS)]  # of single runs: as in the other picture
+        grid[0, 0].plot([], [], color=color, linewidth=1.8, label=label)
         for axes, panel in zip(grid[:, 0], panels):
-            if panel in curve:
-                samples, raw = curve[panel]
-                window = math.ceil(len(raw) / 10)
-                smooth = np.convolve(raw, np.ones(window) / window, "valid")  # (len(raw) - window + 1,)
-                marker = "o" if len(raw) == 1 else None
-                axes.plot(samples, raw, color=color, linewidth=0.7, alpha=0.25, marker=marker)
-                axes.plot(samples[window - 1 :], smooth, color=color, linewidth=1.8, marker=marker)
+            found = [curves[i][panel] for i in members if panel in curves[i]]
+            if found:
+                draw_curve(axes, found, color)
     for axes, panel in zip(grid[:, 0], panels):
         axes.set_ylabel(panel)
         if panel != "reward":  # a length penalty can make it negative
             axes.set_ylim(bottom=0)
-    grid[0, 0].set_title("faint: single updates, bold: moving average over a tenth of the run", fontsize=9)
+    title = "faint: single updates, bold: moving average over a tenth of the run"
+    if has_seeds:
+        title = "moving average over a tenth of each run; faint: single seeds, bold: their mean"
+    grid[0, 0].set_title(title, fontsize=9)
     grid[-1, 0].set_xlabel("sampled completions")
     grid[-1, 0].set_xlim(left=0)
     figure.align_ylabels()

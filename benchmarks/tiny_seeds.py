@@ -6,7 +6,7 @@
 A seed is that of SFT and of the run that starts from it. Finished runs are kept, interrupted ones resumed.
 Every process computes with one thread, so that runs side by side do not wait for each other.
 Writes --table (a .md file), a picture of the same name (.png), and what both are computed from (.jsonl): for
-each run, what came of each task, in the order of their ids.
+each run, what came of each task, in the order of their ids. compare_runs.py draws learning_curves.png there.
 """
 
 import argparse
@@ -36,6 +36,7 @@ QUESTIONS = {  # (part of a name, what stands there in the name of the run to co
     "PPO: one ratio per sequence, or per token?": [("sequence", "token")],
     "PPO: length penalty on passing programs only, or on all?": [("passed", "all")],
 }
+CURVES = "rl_none_alpha0.01 rl_batch_alpha0.01 ppo_token_all_alpha0.01_8 ppo_sequence_all_alpha0.01_8"
 RESAMPLES = 10_000
 COLORS = {"base": "0.5", "sft": "tab:green", "rl": "tab:orange", "ppo": "tab:blue"}
 # 97.5 % quantile of Student's t for 1, 2, ... 9 degrees of freedom; for more the last one, on the safe side.
@@ -293,4 +294,8 @@ if __name__ == "__main__":
     args.table.write_text(summary(results, out / "checkpoints"), encoding="utf-8")
     draw(results, args.table.with_suffix(".png"))
     write_runs(results, args.table.with_suffix(".jsonl"))
+    folders = [path for name in CURVES.split() for path in sorted(out.glob(f"checkpoints/{name}_seed*"))]
+    if folders:  # not only the results were copied here
+        pictures = ["--results_dir", str(args.table.parent.resolve())]
+        run(["compare_runs.py", *map(str, folders), *pictures], out / "logs/compare_runs.txt")
     print(f"wrote {args.table}, and .png and .jsonl beside it")

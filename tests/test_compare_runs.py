@@ -315,6 +315,21 @@ def test_panels_of_both_methods(figures):
     assert list(drawn_by(figures[1])) == list(rl_curves)  # of REINFORCE alone: no empty panels
 
 
+def test_seeds_of_one_configuration_are_drawn_as_one(figures):
+    """20 updates make a window of 2; the mean ends with the shorter run, which still trains."""
+    logs = [
+        [{"batch_size": 1, "avg_base_reward": level}] * n for level, n in ((0.2, 20), (0.6, 12), (0.9, 20))
+    ]
+    runs = [run_of("ppo_seed1"), run_of("ppo_seed12"), run_of("ppo_seed")]
+    compare_runs.plot_learning_curves(runs, logs, "unused.png")
+    first, second, mean, *other = drawn_by(figures[0])["pass rate (%)"]
+    assert first == (list(range(2, 21)), pytest.approx([20] * 19))
+    assert second == (list(range(2, 13)), pytest.approx([60] * 11))
+    assert mean == (list(range(2, 13)), pytest.approx([40] * 11))
+    assert [len(x) for x, _ in other] == [20, 19]  # a run by itself: its updates, and their average
+    assert figures[0].axes[0].get_legend_handles_labels()[1] == ["2 seeds of ppo", "1 seeds of ppo_seed"]
+
+
 def test_learning_curves_of_broken_records(figures):
     """A value that is no number is left out of its own panel only; its completions count all the same."""
     nan = float("nan")

@@ -174,6 +174,10 @@ def test_pairs():
 
 
 def test_command_line(finished):
+    for seed in 2, 3:
+        folder = finished / f"checkpoints/rl_none_alpha0.01_seed{seed}"
+        folder.mkdir()
+        (folder / "rl_train_log.jsonl").write_text('{"seconds": 1, "reward": 0.5}\n' * 3)
     command = [
         sys.executable,
         str(ROOT / "benchmarks/tiny_seeds.py"),
@@ -192,8 +196,9 @@ def test_command_line(finished):
     run = next(line for line in lines if (line["name"], line["seed"]) == ("sft", 3))
     assert run["passed"].count("1") == 22 and len(run["passed"]) == TASKS and run["gen_len"] == [38] * TASKS
     assert lines[0]["passed"].count("1") == 4 and lines[0]["passed_truncated"].count("1") == 16
-    pixels = plt.imread(finished / "new/t.png")
-    assert (pixels[..., :3].min(axis=-1) < 0.9).mean() > 0.01, "nearly blank"
+    for name in "t.png", "learning_curves.png":
+        pixels = plt.imread(finished / "new" / name)
+        assert (pixels[..., :3].min(axis=-1) < 0.9).mean() > 0.01, "nearly blank"
     (finished / "results/base_per_task.jsonl").unlink()
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0 and done.stderr.startswith("Nothing is finished")
