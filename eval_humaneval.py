@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
 from transformers import HfArgumentParser, TopPLogitsWarper
@@ -100,27 +101,17 @@ def truncate(completion):
 
 
 def load_base(model_name, device):
-    """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
+    """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer."""
     dtype = torch.float32  # of the computation: the fast format on a CPU
     if device.startswith("cuda"):
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     quantization = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
     arguments = {"quantization_config": quantization, "dtype": dtype, "device_map": {"": device}}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_name)
-        model = AutoModelForCausalLM.from_pretrained(model_name, **arguments, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SystemExit(
-            f"cannot load the base model {model_name!r} ({reason}). It must be a folder with safetensors or "
-            "a name on the Hugging Face hub, which needs a network; without one: PROFILE=tiny sh train_PPO.sh"
-        )
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    model = AutoModelForCausalLM.from_pretrained(model_name, **arguments, use_safetensors=True)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masks come from lengths, so any token will do
-    text = "def f(x):\n    return x + 1"
-    if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
-        raise SystemExit(f"the tokenizer of {model_name!r} does not keep the text; try a newer transformers")
     if device == "cpu":  # the same rounded weights, unpacked once and not at every use
         model = model.dequantize()
     return model.requires_grad_(False), tokenizer
@@ -137,7 +128,8 @@ def load_adapter(adapter_dir, device, is_trainable):
         model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise SystemExit(f"cannot load {adapter_dir}: {reason} (other shapes: made for another base model)")
+        other = "other shapes: it was made for another base model"
+        raise SystemExit(f"cannot load {adapter_dir} or its base model: {reason} ({other})")
     return model, tokenizer
 
 
@@ -152,15 +144,14 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, u
     max_new_tokens) random numbers from [0, 1), picks the tokens of completion i by inverting the cumulative
     distribution, so that it does not depend on the batch around it; None decodes greedily. A completion
     ends with its first EOS, included; one that reached max_new_tokens has no EOS, and none is added.
+    Raises FloatingPointError where there is nothing to sample from.
     """
     model.eval()  # in train mode with gradient checkpointing there would be no cache
     prompts = [prompt for prompt, _ in groupby(prompt_ids)]
     rows = [row for row, (_, copies) in enumerate(groupby(prompt_ids)) for _ in copies]  # of each completion
-    width = max(map(len, prompts))
-    ids = [[tokenizer.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    ids = torch.tensor(ids, device=model.device)  # (distinct prompts, width), left-padded
-    mask = torch.tensor(mask, device=model.device)
+    ids = [torch.tensor(prompt) for prompt in prompts]
+    mask = pad_sequence([torch.ones_like(row) for row in ids], True, 0, "left").to(model.device)
+    ids = pad_sequence(ids, True, tokenizer.pad_token_id, "left").to(model.device)  # (distinct prompts, T)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # the first real token of each row is at position 0
     cache = DynamicCache(config=model.config)
     cached = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
@@ -168,15 +159,15 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, u
     running = list(range(len(prompt_ids)))  # completions that have not ended
     for t in range(max_new_tokens):
         output = model(ids, attention_mask=mask, position_ids=positions, **cached)
-        logits = output.logits[:, -1].float() / temperature
-        if len(rows) != len(logits):
-            logits = logits[rows]  # (running, V)
+        logits = output.logits[rows, -1].float() / temperature  # (running, V)
         if uniform is None:
             tokens = logits.argmax(-1)  # (running,)
         else:
             if top_p < 1:
                 logits = TopPLogitsWarper(top_p)(None, logits)
             cumulative = logits.double().softmax(-1).cumsum(-1)
+            if not cumulative[:, -1].isfinite().all():
+                raise FloatingPointError("no finite logits")
             threshold = uniform[running, t, None].to(model.device) * cumulative[:, -1:]
             tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
         going_on = []
@@ -237,7 +228,16 @@ if __name__ == "__main__":
         if Path(cfg.model_path, "run_config.json").is_file():
             run_config = json.loads(Path(cfg.model_path, "run_config.json").read_text())
     else:
-        model, tokenizer = load_base(cfg.model_path, device)
+        try:
+            model, tokenizer = load_base(cfg.model_path, device)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            remedy = "it must be a folder with safetensors or, with a network, a name on the Hugging Face hub"
+            remedy += "; without one: PROFILE=tiny sh train_PPO.sh"
+            raise SystemExit(f"cannot load the base model {cfg.model_path!r} ({reason}); {remedy}")
+    text = "def f(x):\n    return x + 1"
+    if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
+        raise SystemExit("the tokenizer of this model does not keep the text; try a newer transformers")
     prompt_ids = [encode_prompt(tokenizer, task) for task in tasks]
     too_long = [task["task_id"] for task, ids in zip(tasks, prompt_ids) if len(ids) > cfg.max_length]
     if too_long:

@@ -122,27 +122,17 @@ def draw(rows, first, count, seed):
 
 
 def load_base(model_name, device):
-    """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
+    """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer."""
     dtype = torch.float32  # of the computation: the fast format on a CPU
     if device.startswith("cuda"):
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     quantization = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
     arguments = {"quantization_config": quantization, "dtype": dtype, "device_map": {"": device}}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_name)
-        model = AutoModelForCausalLM.from_pretrained(model_name, **arguments, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SystemExit(
-            f"cannot load the base model {model_name!r} ({reason}). It must be a folder with safetensors or "
-            "a name on the Hugging Face hub, which needs a network; without one: PROFILE=tiny sh train_PPO.sh"
-        )
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    model = AutoModelForCausalLM.from_pretrained(model_name, **arguments, use_safetensors=True)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masks come from lengths, so any token will do
-    text = "def f(x):\n    return x + 1"
-    if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
-        raise SystemExit(f"the tokenizer of {model_name!r} does not keep the text; try a newer transformers")
     if device == "cpu":  # the same rounded weights, unpacked once and not at every use
         model = model.dequantize()
     return model.requires_grad_(False), tokenizer
@@ -159,7 +149,8 @@ def load_adapter(adapter_dir, device, is_trainable):
         model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise SystemExit(f"cannot load {adapter_dir}: {reason} (other shapes: made for another base model)")
+        other = "other shapes: it was made for another base model"
+        raise SystemExit(f"cannot load {adapter_dir} or its base model: {reason} ({other})")
     return model, tokenizer
 
 
@@ -168,6 +159,7 @@ def load_adapter(adapter_dir, device, is_trainable):
 
 def save_adapter(model, tokenizer, output_dir, run_config):
     """Write adapter, tokenizer and, last, run_config.json: a folder that has it is complete."""
+    Path(output_dir, "run_config.json").unlink(missing_ok=True)
     model.save_pretrained(output_dir, save_embedding_layers=False, selected_adapters=["default"])
     tokenizer.save_pretrained(output_dir)
     Path(output_dir, "run_config.json").write_text(json.dumps(run_config, indent=2) + "\n")
@@ -175,10 +167,9 @@ def save_adapter(model, tokenizer, output_dir, run_config):
 
 def save_state(output_dir, state, trainable, optimizer, logs):
     """Write what --resume needs, atomically, to a file named by its SHA-256; keep the last two."""
-    sizes = [os.path.getsize(log.name) for log in logs]
+    state = state | {"adapter": trainable, "optimizer": optimizer.state_dict()}
     buffer = io.BytesIO()
-    tensors = {"adapter": trainable, "optimizer": optimizer.state_dict()}
-    torch.save({**state, **tensors, "log_sizes": sizes}, buffer)
+    torch.save(state | {"log_sizes": [os.path.getsize(log.name) for log in logs]}, buffer)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     path = Path(output_dir, "state", f"{state['done']:08d}_{digest}.pt")
     path.with_name("unfinished").write_bytes(buffer.getvalue())
@@ -211,14 +202,15 @@ def open_logs(output_dir, names, sizes):
     """Create the folder and open its logs, cut to `sizes` bytes; sizes None is a new run, without states."""
     try:
         if sizes is None:
-            shutil.rmtree(Path(output_dir, "state"), ignore_errors=True)
+            for name in "state", "best":
+                shutil.rmtree(Path(output_dir, name), ignore_errors=True)
         os.makedirs(Path(output_dir, "state"), exist_ok=True)
         logs = [open(Path(output_dir, name), "a") for name in names]
         Path(output_dir, "run_config.json").unlink(missing_ok=True)  # it would call this run finished
     except OSError as error:
         raise SystemExit(f"cannot write to the folder {output_dir} ({error.strerror}); choose another one")
     for log, size in zip(logs, sizes or [0] * len(logs)):
-        log.truncate(size)
+        log.truncate(min(size, os.path.getsize(log.name)))
     return logs
 
 
@@ -233,15 +225,14 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, u
     max_new_tokens) random numbers from [0, 1), picks the tokens of completion i by inverting the cumulative
     distribution, so that it does not depend on the batch around it; None decodes greedily. A completion
     ends with its first EOS, included; one that reached max_new_tokens has no EOS, and none is added.
+    Raises FloatingPointError where there is nothing to sample from.
     """
     model.eval()  # in train mode with gradient checkpointing there would be no cache
     prompts = [prompt for prompt, _ in groupby(prompt_ids)]
     rows = [row for row, (_, copies) in enumerate(groupby(prompt_ids)) for _ in copies]  # of each completion
-    width = max(map(len, prompts))
-    ids = [[tokenizer.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    ids = torch.tensor(ids, device=model.device)  # (distinct prompts, width), left-padded
-    mask = torch.tensor(mask, device=model.device)
+    ids = [torch.tensor(prompt) for prompt in prompts]
+    mask = pad_sequence([torch.ones_like(row) for row in ids], True, 0, "left").to(model.device)
+    ids = pad_sequence(ids, True, tokenizer.pad_token_id, "left").to(model.device)  # (distinct prompts, T)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # the first real token of each row is at position 0
     cache = DynamicCache(config=model.config)
     cached = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
@@ -249,15 +240,15 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, u
     running = list(range(len(prompt_ids)))  # completions that have not ended
     for t in range(max_new_tokens):
         output = model(ids, attention_mask=mask, position_ids=positions, **cached)
-        logits = output.logits[:, -1].float() / temperature
-        if len(rows) != len(logits):
-            logits = logits[rows]  # (running, V)
+        logits = output.logits[rows, -1].float() / temperature  # (running, V)
         if uniform is None:
             tokens = logits.argmax(-1)  # (running,)
         else:
             if top_p < 1:
                 logits = TopPLogitsWarper(top_p)(None, logits)
             cumulative = logits.double().softmax(-1).cumsum(-1)
+            if not cumulative[:, -1].isfinite().all():
+                raise FloatingPointError("no finite logits")
             threshold = uniform[running, t, None].to(model.device) * cumulative[:, -1:]
             tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
         going_on = []
@@ -305,10 +296,9 @@ def completion_logprobs(model, prompt_ids, completion_ids, temperature, pad_toke
         ids[-1] += completion
         positions[-1] += range(P, P + C)
         segments[-1] += [segments[-1][-1] + 1] * C
-    ids, positions, segments = (
-        pad_sequence([torch.tensor(row) for row in lists], True, padding).to(model.device)  # (R, T)
-        for lists, padding in ((ids, pad_token_id), (positions, 0), (segments, -1))
-    )
+    ids = pad_sequence([torch.tensor(row) for row in ids], True, pad_token_id).to(model.device)  # (R, T)
+    positions = pad_sequence([torch.tensor(row) for row in positions], True, 0).to(model.device)
+    segments = pad_sequence([torch.tensor(row) for row in segments], True, -1).to(model.device)
     seen = (segments[:, None] == 0) | (segments[:, None] == segments[:, :, None])  # (R, T query, T key)
     base = model.get_base_model()
     arguments = {"attention_mask": seen.tril()[:, None], "position_ids": positions, "use_cache": False}
@@ -354,7 +344,9 @@ def subtract_baseline(rewards, baseline, group_size):
         return rewards
     groups = rewards.view(-1, group_size)
     others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)  # leave-one-out: unbiased gradient
-    return (groups - others).flatten()
+    advantages = groups - others
+    advantages[groups.amax(1) - groups.amin(1) < 1e-6] = 0.0  # rounding is no signal, but moves Adam
+    return advantages.flatten()
 
 
 def reinforce_loss(logprobs, advantages):
@@ -364,8 +356,9 @@ def reinforce_loss(logprobs, advantages):
 
 if __name__ == "__main__":
     # ---- setup ----------------------------------------------------------------------------------------
-    positive = "max_new_tokens temperature top_p batch_size samples_per_task num_steps"
-    cfg = parse_config(Config, f"{positive} micro_batch_size save_every eval_every max_bad_steps log_every")
+    positive = "max_new_tokens temperature top_p time_limit batch_size samples_per_task"
+    positive += " learning_rate max_grad_norm num_steps micro_batch_size save_every eval_every"
+    cfg = parse_config(Config, f"{positive} max_bad_steps log_every")
     tracker = None if cfg.report_to == "none" else cfg.report_to
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
     if tracker and not accelerator.log_with:  # accelerate would only warn
@@ -381,6 +374,10 @@ if __name__ == "__main__":
     mine = slice(rank * share, (rank + 1) * share)  # of the completions
     if share * world != num_completions:
         raise SystemExit(f"{num_completions} completions cannot be shared out among {world} processes")
+    if Path(cfg.output_dir).resolve() == Path(cfg.sft_model).resolve():
+        raise SystemExit("--output_dir is --sft_model, which would be overwritten; choose another one")
+    if cfg.patience > 0 and not cfg.dev_path:
+        raise SystemExit("--patience needs a --dev_path")
     dev_tasks = read_tasks(cfg.dev_path) if cfg.dev_path else []
     dev_ids = {task["task_id"] for task in dev_tasks}
     others = [task for task in read_tasks(cfg.train_path) if task["task_id"] not in dev_ids]
@@ -394,33 +391,33 @@ if __name__ == "__main__":
     optimizer = torch.optim.AdamW(trainable, lr=cfg.learning_rate, weight_decay=0.0)
     tasks = [task for task in others if len(encode_prompt(tokenizer, task)) <= cfg.max_length]
     if not tasks:
-        raise SystemExit(f"no prompt of {cfg.train_path} fits into --max_length {cfg.max_length} tokens")
-    too_long = len(others) - len(tasks)
-    accelerator.print(f"{len(tasks)} tasks ({too_long} with too long a prompt left out), {device}")
+        raise SystemExit(f"{cfg.train_path}: all prompts over --max_length {cfg.max_length} or in --dev_path")
+    accelerator.print(f"{len(tasks)} tasks ({len(others) - len(tasks)} prompts too long), {device}")
     accelerator.print(f"{cfg.num_steps} steps x {cfg.batch_size} tasks x {cfg.samples_per_task} samples")
 
     may_change = "output_dir num_steps micro_batch_size gradient_checkpointing resume save_every patience"
     may_change += " max_bad_steps report_to log_every"
     identity = {name: value for name, value in asdict(cfg).items() if name not in may_change.split()}
-    for name, path in ("train", cfg.train_path), ("sft", f"{cfg.sft_model}/adapter_model.safetensors"):
-        identity[f"{name}_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    weights = f"{cfg.sft_model}/adapter_model.safetensors"
+    for name, path in ("train", cfg.train_path), ("dev", cfg.dev_path), ("sft", weights):
+        identity[f"{name}_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
     state = {"done": 0, "bad_steps": 0, "best": -1.0, "waited": 0, "seconds": 0.0, "log_sizes": None}
     state["identity"] = identity
     state |= load_state(cfg.output_dir, identity, trainable, optimizer) if cfg.resume else {}
 
     sandbox = Sandbox(timeout=cfg.time_limit)
     accelerator.print(f"sandbox: {sandbox.report}")
-    accelerator.print(preflight(sandbox, tasks + dev_tasks))
     if is_main:
+        print(preflight(sandbox, tasks + dev_tasks))
         logs = open_logs(cfg.output_dir, ("rl_train_log.jsonl", "samples.jsonl"), state["log_sizes"])
     if tracker:  # which imports it
         accelerator.init_trackers("reinforce", asdict(cfg))
 
     # ---- training -------------------------------------------------------------------------------------
     start = time.time() - state["seconds"]
-    show_bar = is_main and sys.stderr.isatty()
-    progress = tqdm(total=cfg.num_steps, initial=state["done"], desc="REINFORCE", disable=not show_bar)
+    progress = tqdm(total=cfg.num_steps, initial=state["done"], disable=None if is_main else True)
     run_config = {**asdict(cfg), **identity, "method": "REINFORCE", "sandbox": sandbox.report}
+    good = [p.detach().clone() for p in trainable]  # the adapter before the last step
     stopped = ""  # why, where that is not after the last update
     try:
         while state["done"] < cfg.num_steps and not 0 < cfg.patience <= state["waited"]:
@@ -433,19 +430,18 @@ if __name__ == "__main__":
             noise = torch.Generator().manual_seed(1_000_003 * cfg.seed + step)
             uniform = torch.rand(num_completions, cfg.max_new_tokens, generator=noise, dtype=torch.float64)
             sampling = cfg.max_new_tokens, cfg.temperature, cfg.top_p, uniform[mine]
-            completion_ids, completions, scores = {}, {}, {}
+            samples = [{"step": step, "task_id": task["task_id"]} for task in batch]
+            completion_ids, scores = {}, {}
             for i, ids in generate(model, tokenizer, prompt_ids, *sampling):
-                completion_ids[i], completions[i] = ids, tokenizer.decode(ids, skip_special_tokens=True)
-                scores[i] = start_scoring(sandbox, batch[i], completions[i])
+                completion_ids[i], completion = ids, tokenizer.decode(ids, skip_special_tokens=True)
+                scores[i] = start_scoring(sandbox, batch[i], completion)
+                samples[i] |= {"completion": completion, "gen_len": len(ids)}
+                samples[i] |= {"truncated": ids[-1] != tokenizer.eos_token_id}
             times.append(time.time())
 
             # ---- reward, and advantages over the completions of all processes ----
-            samples = []
-            for i, task in enumerate(batch):
-                sample = {"step": step, "task_id": task["task_id"], "completion": completions[i]}
-                sample |= {"outcome": scores[i].result().outcome, "gen_len": len(completion_ids[i])}
-                sample |= {"truncated": completion_ids[i][-1] != tokenizer.eos_token_id}
-                samples.append(sample)
+            for i, score in scores.items():
+                samples[i]["outcome"] = score.result().outcome
             samples = gather_object(samples)
             passed = torch.tensor([float(sample["outcome"] == "passed") for sample in samples])  # (B,)
             gen_len = torch.tensor([float(sample["gen_len"]) for sample in samples])  # (B,)
@@ -471,6 +467,7 @@ if __name__ == "__main__":
             grad_norm = torch.nn.utils.clip_grad_norm_(trainable, cfg.max_grad_norm).item()
             bad = not math.isfinite(loss + grad_norm)
             if not bad and advantages.any():
+                good = [p.detach().clone() for p in trainable]
                 optimizer.step()
             state |= {"done": step, "bad_steps": state["bad_steps"] + 1 if bad else 0}
             times.append(time.time())
@@ -484,8 +481,7 @@ if __name__ == "__main__":
             row |= {"truncated": sum(sample["truncated"] for sample in samples) / num_completions}
             row |= {"unique": len({(sample["task_id"], sample["completion"]) for sample in samples})}
             row |= {"flat": flat, "entropy_estimate": entropy / max(tokens, 1)}
-            row |= {"loss": loss, "grad_norm": grad_norm}
-            row |= {"sandbox_errors": errors, "sandbox": sandbox.report}
+            row |= {"loss": loss, "grad_norm": grad_norm, "sandbox_errors": errors, "sandbox": sandbox.report}
             row |= {"rollout_seconds": times[1] - times[0], "reward_seconds": times[2] - times[1]}
             row |= {"update_seconds": times[3] - times[2], "seconds": time.time() - start}
             if dev_tasks and (step % cfg.eval_every == 0 or step == cfg.num_steps):
@@ -520,14 +516,20 @@ if __name__ == "__main__":
                     tqdm.write("warning: loss or gradient is not finite, the step is skipped")
             progress.update()
             if state["bad_steps"] >= cfg.max_bad_steps:
-                stopped = "no finite gradient; lower --learning_rate"
-                break
+                raise FloatingPointError("no finite gradient")
     except KeyboardInterrupt:
         stopped = "interrupted"
+    except FloatingPointError as error:
+        stopped = f"{error}; lower --learning_rate"
+        state["bad_steps"] += 1
     except torch.OutOfMemoryError:
         knobs = f"lower --micro_batch_size (now {cfg.micro_batch_size}) or set --gradient_checkpointing true"
-        raise SystemExit(f"out of memory: {knobs}; with --resume the run continues from its last state")
+        knobs += " and --resume; in the rollout only a smaller --batch_size or --max_new_tokens helps"
+        raise SystemExit(f"out of memory: {knobs}")
 
+    if state["bad_steps"] > 0:  # what the last good one made of the adapter was not good
+        for p, saved in zip(trainable, good):
+            p.data.copy_(saved)
     if is_main:
         run_config |= {"steps_done": state["done"], "finished": not stopped}
         save_adapter(model, tokenizer, cfg.output_dir, run_config)

@@ -135,27 +135,17 @@ def collate(rows, pad_token_id):
 
 
 def load_base(model_name, device):
-    """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
+    """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer."""
     dtype = torch.float32  # of the computation: the fast format on a CPU
     if device.startswith("cuda"):
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     quantization = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
     arguments = {"quantization_config": quantization, "dtype": dtype, "device_map": {"": device}}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_name)
-        model = AutoModelForCausalLM.from_pretrained(model_name, **arguments, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SystemExit(
-            f"cannot load the base model {model_name!r} ({reason}). It must be a folder with safetensors or "
-            "a name on the Hugging Face hub, which needs a network; without one: PROFILE=tiny sh train_PPO.sh"
-        )
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    model = AutoModelForCausalLM.from_pretrained(model_name, **arguments, use_safetensors=True)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masks come from lengths, so any token will do
-    text = "def f(x):\n    return x + 1"
-    if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
-        raise SystemExit(f"the tokenizer of {model_name!r} does not keep the text; try a newer transformers")
     if device == "cpu":  # the same rounded weights, unpacked once and not at every use
         model = model.dequantize()
     return model.requires_grad_(False), tokenizer
@@ -166,6 +156,7 @@ def load_base(model_name, device):
 
 def save_adapter(model, tokenizer, output_dir, run_config):
     """Write adapter, tokenizer and, last, run_config.json: a folder that has it is complete."""
+    Path(output_dir, "run_config.json").unlink(missing_ok=True)
     model.save_pretrained(output_dir, save_embedding_layers=False, selected_adapters=["default"])
     tokenizer.save_pretrained(output_dir)
     Path(output_dir, "run_config.json").write_text(json.dumps(run_config, indent=2) + "\n")
@@ -173,10 +164,9 @@ def save_adapter(model, tokenizer, output_dir, run_config):
 
 def save_state(output_dir, state, trainable, optimizer, logs):
     """Write what --resume needs, atomically, to a file named by its SHA-256; keep the last two."""
-    sizes = [os.path.getsize(log.name) for log in logs]
+    state = state | {"adapter": trainable, "optimizer": optimizer.state_dict()}
     buffer = io.BytesIO()
-    tensors = {"adapter": trainable, "optimizer": optimizer.state_dict()}
-    torch.save({**state, **tensors, "log_sizes": sizes}, buffer)
+    torch.save(state | {"log_sizes": [os.path.getsize(log.name) for log in logs]}, buffer)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     path = Path(output_dir, "state", f"{state['done']:08d}_{digest}.pt")
     path.with_name("unfinished").write_bytes(buffer.getvalue())
@@ -209,14 +199,15 @@ def open_logs(output_dir, names, sizes):
     """Create the folder and open its logs, cut to `sizes` bytes; sizes None is a new run, without states."""
     try:
         if sizes is None:
-            shutil.rmtree(Path(output_dir, "state"), ignore_errors=True)
+            for name in "state", "best":
+                shutil.rmtree(Path(output_dir, name), ignore_errors=True)
         os.makedirs(Path(output_dir, "state"), exist_ok=True)
         logs = [open(Path(output_dir, name), "a") for name in names]
         Path(output_dir, "run_config.json").unlink(missing_ok=True)  # it would call this run finished
     except OSError as error:
         raise SystemExit(f"cannot write to the folder {output_dir} ({error.strerror}); choose another one")
     for log, size in zip(logs, sizes or [0] * len(logs)):
-        log.truncate(size)
+        log.truncate(min(size, os.path.getsize(log.name)))
     return logs
 
 
@@ -236,7 +227,7 @@ def sft_loss(logits, labels):
 if __name__ == "__main__":
     # ---- setup ----------------------------------------------------------------------------------------
     positive = "per_device_train_batch_size gradient_accumulation_steps num_train_epochs"
-    cfg = parse_config(Config, f"{positive} save_every max_bad_steps log_every")
+    cfg = parse_config(Config, f"{positive} learning_rate max_grad_norm save_every max_bad_steps log_every")
     tracker = None if cfg.report_to == "none" else cfg.report_to
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
     if tracker and not accelerator.log_with:  # accelerate would only warn
@@ -245,7 +236,16 @@ if __name__ == "__main__":
     is_main = accelerator.is_main_process
     rank, world = accelerator.process_index, accelerator.num_processes
     tasks = read_tasks(cfg.train_path)
-    model, tokenizer = load_base(cfg.model_name, device)
+    try:
+        model, tokenizer = load_base(cfg.model_name, device)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        remedy = "it must be a folder with safetensors or, with a network, a name on the Hugging Face hub"
+        remedy += "; without one: PROFILE=tiny sh train_PPO.sh"
+        raise SystemExit(f"cannot load the base model {cfg.model_name!r} ({reason}); {remedy}")
+    text = "def f(x):\n    return x + 1"
+    if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
+        raise SystemExit("the tokenizer of this model does not keep the text; try a newer transformers")
     projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     lora = {"r": cfg.lora_r, "lora_alpha": cfg.lora_alpha, "lora_dropout": cfg.lora_dropout}
     set_seed(cfg.seed)  # the same first adapter in every process
@@ -260,7 +260,8 @@ if __name__ == "__main__":
         )
     rows_per_process = cfg.per_device_train_batch_size * cfg.gradient_accumulation_steps
     rows_per_step = rows_per_process * world
-    num_steps = cfg.max_steps or math.ceil(len(rows) * cfg.num_train_epochs / rows_per_step)
+    num_steps = math.ceil(len(rows) * cfg.num_train_epochs / rows_per_step)
+    num_steps = cfg.max_steps if cfg.max_steps > 0 else num_steps
     optimizer = torch.optim.AdamW(trainable, lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
     scheduler = get_linear_schedule_with_warmup(optimizer, math.ceil(cfg.warmup_ratio * num_steps), num_steps)
     cut = sum(row[1][-1] != tokenizer.eos_token_id for row in rows)
@@ -269,7 +270,8 @@ if __name__ == "__main__":
     accelerator.print(f"{num_steps} steps x {rows_per_step} rows = {num_steps * rows_per_step} rows")
     accelerator.print(f"{sum(p.numel() for p in trainable)} trained parameters")
 
-    may_change = "output_dir resume save_every max_bad_steps report_to log_every"
+    may_change = "output_dir resume save_every max_bad_steps report_to log_every per_device_train_batch_size"
+    may_change += " gradient_accumulation_steps"
     identity = {name: value for name, value in asdict(cfg).items() if name not in may_change.split()}
     identity["rows_per_step"] = rows_per_step
     identity["train_sha256"] = hashlib.sha256(Path(cfg.train_path).read_bytes()).hexdigest()
@@ -283,8 +285,8 @@ if __name__ == "__main__":
 
     # ---- training -------------------------------------------------------------------------------------
     start = time.time() - state["seconds"]
-    show_bar = is_main and sys.stderr.isatty()
-    progress = tqdm(total=num_steps, initial=state["done"], desc="SFT", disable=not show_bar)
+    progress = tqdm(total=num_steps, initial=state["done"], disable=None if is_main else True)
+    good = [p.detach().clone() for p in trainable]  # the adapter before the last step
     stopped = ""  # why, where that is not after the last step
     model.train()
     try:
@@ -310,6 +312,7 @@ if __name__ == "__main__":
             grad_norm = torch.nn.utils.clip_grad_norm_(trainable, cfg.max_grad_norm).item()
             bad = not math.isfinite(loss + grad_norm)
             if not bad:
+                good = [p.detach().clone() for p in trainable]
                 optimizer.step()
             row = {"step": step, "loss": loss, "lr": optimizer.param_groups[0]["lr"], "grad_norm": grad_norm}
             row["seconds"] = time.time() - start
@@ -330,14 +333,19 @@ if __name__ == "__main__":
                     tqdm.write("warning: loss or gradient is not finite, the step is skipped")
             progress.update()
             if state["bad_steps"] >= cfg.max_bad_steps:
-                stopped = "no finite gradient; lower --learning_rate"
-                break
+                raise FloatingPointError("no finite gradient")
     except KeyboardInterrupt:
         stopped = "interrupted"
+    except FloatingPointError as error:
+        stopped = f"{error}; lower --learning_rate"
+        state["bad_steps"] += 1
     except torch.OutOfMemoryError:
         knob = "--per_device_train_batch_size (and raise --gradient_accumulation_steps by as much)"
-        raise SystemExit(f"out of memory: lower {knob}, or lower --max_length")
+        raise SystemExit(f"out of memory: lower {knob} and --resume, or lower --max_length")
 
+    if state["bad_steps"] > 0:  # what the last good one made of the adapter was not good
+        for p, saved in zip(trainable, good):
+            p.data.copy_(saved)
     if is_main:
         run_config = {**asdict(cfg), "method": "SFT", "steps_done": state["done"], "finished": not stopped}
         save_adapter(model, tokenizer, cfg.output_dir, run_config)

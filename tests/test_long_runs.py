@@ -279,9 +279,11 @@ def test_resume_of_nothing_then_of_a_longer_run_then_no_resume(work, whole):
     assert log.read_bytes().startswith(first)
     assert samples(folder) == samples(whole)[:8]
     assert lines(log)[1]["grad_norm"] == pytest.approx(log_of("ppo", whole)[1]["grad_norm"], rel=1e-4)
+    (folder / "best").mkdir()
     assert run(*train("ppo", folder, "--num_updates", 1))[0] == 0
     assert log_of("ppo", folder) == log_of("ppo", whole)[:1]
     assert samples(folder) == samples(whole)[:4] and len(states(folder)) == 1
+    assert not (folder / "best").exists()  # it was of the run before
 
 
 def test_resume_of_a_finished_run_does_nothing(whole):
@@ -363,7 +365,37 @@ def test_single_bad_gradients_do_not_stop_the_run(work):
     assert adapter(folder) != adapter(work / "sft")
 
 
-KNOBS = {"ppo": "--micro_batch_size", "sft": "--per_device_train_batch_size"}
+def diverge(at):
+    """The optimizer step with this number (from 1) ends in a weight that is no number."""
+    step, numbers = torch.optim.AdamW.step, iter(range(1, 1000))
+
+    def wrong_step(optimizer, *arguments):
+        step(optimizer, *arguments)
+        if next(numbers) == at:
+            optimizer.param_groups[0]["params"][0].data.fill_(float("nan"))
+
+    torch.optim.AdamW.step = wrong_step
+
+
+@pytest.mark.parametrize("method", ["ppo", "rl", "sft"])
+def test_diverged_run_ends_with_the_adapter_before(work, method):
+    """The third update finds what the second did to the weights; the adapter after the first is saved."""
+    own = {
+        "ppo": ("--kl_coef", 0.1, "--ppo_epochs", 1),
+        "rl": ("--baseline", "none"),  # so that every step has a gradient
+        "sft": ("--warmup_ratio", 0, "--max_bad_steps", 9),  # ends before that
+    }[method]
+    folder, count = work / "diverged", "--num_updates" if method == "ppo" else "--num_steps"
+    code, output = run(*train(method, folder, *own), diverge, 2)
+    assert "Traceback" not in output and "finite" in output, output
+    assert code == (method != "sft") and ("lower --learning_rate" in output) == code
+    assert all(tensor.isfinite().all() for tensor in load_file(folder / "adapter_model.safetensors").values())
+    if method != "sft":  # whose learning rate depends on the number of steps
+        assert run(*train(method, work / "one", *own, count, 1))[0] == 0
+        assert adapter(folder) == adapter(work / "one") != adapter(work / "sft")
+
+
+KNOBS = {"ppo": "--micro_batch_size", "rl": "--micro_batch_size", "sft": "--per_device_train_batch_size"}
 
 
 @pytest.mark.parametrize("method", KNOBS)
@@ -391,8 +423,8 @@ def assert_same_training(method, one, two):
     assert samples(one) == samples(two)
     ours, theirs = log_of(method, one), log_of(method, two)
     assert len(ours) == len(theirs) == 2 and ours[0]["grad_norm"] > 0
-    for name in "loss", "grad_norm":
-        assert ours[0][name] == pytest.approx(theirs[0][name], rel=1e-5)
+    for name in ours[0].keys() - {"sandbox"}:
+        assert ours[0][name] == pytest.approx(theirs[0][name], rel=1e-5, abs=1e-7), name
     one, two = (load_file(folder / "adapter_model.safetensors") for folder in (one, two))
     distance = sum((tensor - two[name]).square().sum() for name, tensor in one.items()).sqrt()
     assert distance < 1e-5 * sum(tensor.square().sum() for tensor in one.values()).sqrt()

@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from bitsandbytes.nn import Linear4bit
 from conftest import ROOT
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 import train_ppo_lora as ppo
 
@@ -186,13 +188,14 @@ def test_evaluation_of_base_and_adapter_then_table(work):
 def test_same_seed_same_adapter(work):
     """Two runs with the same seed end bit-equal on a CPU."""
     flags = ("--train_path", work / "train.jsonl", "--sft_model", work / "sft", "--num_updates", 1)
-    flags += ("--max_new_tokens", 20, "--learning_rate", 1e-3)
+    flags += ("--max_new_tokens", 40, "--learning_rate", 1e-3, "--length_penalty_alpha", 1.0)
     adapters = []
     for name in ("first", "second"):
         code, _, err = run("train_ppo_lora.py", *flags, "--output_dir", work / name)
         assert code == 0, err
         adapters.append((work / name / "adapter_model.safetensors").read_bytes())
     assert adapters[0] == adapters[1]
+    assert distance(work / "first", work / "sft") > 0
 
 
 @pytest.mark.parametrize(
@@ -200,6 +203,12 @@ def test_same_seed_same_adapter(work):
     [
         ("train_rl_lora.py", "rl", {"--micro_batch_size": 1}, {"--micro_batch_size": 4}),
         ("train_ppo_lora.py", "ppo", {"--micro_batch_size": 1}, {"--micro_batch_size": 4}),
+        (
+            "train_ppo_lora.py",
+            "ppo",
+            {"--micro_batch_size": 1, "--ppo_epochs": 2, "--kl_coef": 1000.0},
+            {"--micro_batch_size": 4, "--ppo_epochs": 2, "--kl_coef": 1000.0},
+        ),
         (
             "train_sft_lora.py",
             "sft",
@@ -220,6 +229,7 @@ def test_micro_batch_size_changes_no_loss_and_no_gradient(work, script, log, few
             "--batch_size": 4,
             "--temperature": 0.8,
         }
+        flags |= {"--learning_rate": 1e-3}  # the second epoch is away from the SFT policy
         flags |= {"--ppo_epochs": 1, "--num_updates": 1, "--ratio_level": "token"} if log == "ppo" else {}
         flags |= {"--num_steps": 1} if log == "rl" else {}
         flags |= {"--length_penalty_alpha": 1.0}  # so that no two rewards are equal
@@ -289,14 +299,18 @@ def distance(folder, other):
     return sum((a - b).square().sum().item() for a, b in pairs) ** 0.5
 
 
-def test_ratio_stays_1_while_the_policy_does(work):
+@pytest.mark.parametrize("packed", [False, True])
+def test_ratio_stays_1_while_the_policy_does(work, packed, monkeypatch):
     """At a learning rate of nearly 0, all epochs score one policy; dropout of the SFT adapter would show."""
+    if packed:  # in 4 bit, as on a GPU
+        monkeypatch.setattr(PreTrainedModel, "dequantize", lambda model: model)
     flags = ("--learning_rate", 1e-12, "--num_updates", 1, "--ppo_epochs", 3, "--batch_size", 6)
     for level in "sequence", "token":
         variables, log, _ = train_here(work, "train_ppo_lora.py", "still", *flags, "--ratio_level", level)
         assert log[0]["epochs"] == 3 and log[0]["grad_norm"] > 0
         assert log[0]["max_log_ratio"] < 1e-3
         assert log[0]["clip_frac"] == 0
+    assert packed == any(isinstance(module, Linear4bit) for module in variables["model"].modules())
     dropouts = [m.p for m in variables["model"].modules() if type(m).__name__ == "Dropout"]
     assert dropouts and not any(dropouts)
     config = json.loads((work / "sft/adapter_config.json").read_text())
@@ -313,6 +327,7 @@ def test_length_is_charged_to_passing_programs_only(work):
         assert reward == pytest.approx(passed - gen_len / 100)
     for passed, gen_len, reward in rewards["passed"]:
         assert reward == pytest.approx(1 - gen_len / 100 if passed else 0)
+    assert len({passed for passed, _, _ in rewards["passed"]}) == 2
 
 
 @pytest.mark.parametrize("script", ["train_ppo_lora.py", "train_rl_lora.py"])
@@ -363,7 +378,7 @@ def test_nothing_to_learn_is_said_and_nothing_is_learnt(work, capsys):
 
 def test_sign_by_length(work):
     """Where no program passes, every advantage comes from length alone; never with alpha 0."""
-    flags = ("--num_updates", 1, "--batch_size", 6, "--temperature", 3.0)
+    flags = ("--num_updates", 1, "--batch_size", 6, "--temperature", 2.0, "--max_new_tokens", 96)
     for alpha in 0.5, 0.0:
         penalty = ("--length_penalty_alpha", alpha)
         _, log, samples = train_here(work, "train_ppo_lora.py", "signs", *flags, *penalty)
@@ -450,6 +465,20 @@ def test_max_length_too_short_for_any_row(work, script, flag):
     assert "--max_length 10" in message_of(script, *arguments, "--max_length", 10)
 
 
+def test_dev_split_of_all_tasks(work):
+    train = ("--train_path", work / "train.jsonl", "--dev_path", work / "train.jsonl")
+    message = message_of("train_rl_lora.py", *train, "--sft_model", work / "sft", "--output_dir", work / "y")
+    assert "--dev_path" in message
+
+
+def test_negative_max_steps_is_off(work):
+    flags = ("--max_steps", -1, "--num_train_epochs", 0.3, "--output_dir", work / "epochs")
+    variables = run_here(
+        "train_sft_lora.py", "--train_path", work / "train.jsonl", "--model_name", BASE, *flags
+    )
+    assert variables["num_steps"] == len(lines(work / "epochs/sft_train_log.jsonl")) == 1
+
+
 def test_preflight_stops_the_run(work):
     """A reference solution that fails means a reward that cannot be earned."""
     tasks = lines(work / "train.jsonl")
@@ -475,6 +504,10 @@ def test_preflight_stops_the_run(work):
         ("train_ppo_lora.py", "--micro_batch_size", 0, "--micro_batch_size must be above 0"),
         ("train_ppo_lora.py", "--batch_size", 1, "must be at least 2"),
         ("train_ppo_lora.py", "--baseline", "group", "must be at least 2"),
+        ("train_ppo_lora.py", "--clip_range", -0.2, "--clip_range must be above 0"),
+        ("train_ppo_lora.py", "--patience", 2, "--dev_path"),
+        ("train_ppo_lora.py", "--output_dir", ppo.Config.sft_model, "--output_dir is --sft_model"),
+        ("train_rl_lora.py", "--max_grad_norm", 0, "--max_grad_norm must be above 0"),
         ("train_rl_lora.py", "--log_every", 0, "--log_every must be above 0"),
         (
             "train_sft_lora.py",

@@ -125,8 +125,17 @@ def test_adapter_survives_saving(policy, tmp_path):
     expected = model(ids).logits
     assert torch.equal(again.eval()(ids).logits, expected)
     assert torch.equal(plain.eval()(ids).logits, expected)
-    assert not (tmp_path / "unfinished_write").exists()
     assert any(p.requires_grad for p in again.parameters())
+
+
+def test_half_written_adapter_is_not_called_complete(policy, tmp_path, monkeypatch):
+    model, tokenizer = policy
+    ppo.save_adapter(model, tokenizer, tmp_path, {"finished": True})
+    assert (tmp_path / "run_config.json").is_file()
+    monkeypatch.setattr(model, "save_pretrained", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ppo.save_adapter(model, tokenizer, tmp_path, {"finished": True})
+    assert not (tmp_path / "run_config.json").exists()
 
 
 # ---- tokens and masks ----
@@ -276,6 +285,19 @@ def test_sampling_inverts_the_cumulative_distribution(policy, temperature, top_p
     assert sample(model, tokenizer, prompt_ids, 12, temperature, top_p, uniform) == expected
 
 
+def test_nothing_is_sampled_from_logits_that_are_not_numbers(policy):
+    model, tokenizer = policy
+    head = model.get_base_model().get_output_embeddings()
+    broken = head.register_forward_hook(lambda module, inputs, logits: logits * math.nan)
+    try:
+        with pytest.raises(FloatingPointError):
+            sample(
+                model, tokenizer, [ppo.encode_prompt(tokenizer, TASKS[0])], 4, 1.0, 1.0, uniform_numbers(1, 4)
+            )
+    finally:
+        broken.remove()
+
+
 def test_completions_do_not_depend_on_the_batch(policy):
     model, tokenizer = policy
     prompt_ids = [ppo.encode_prompt(tokenizer, task) for task in TASKS[:2] for _ in range(3)]
@@ -405,6 +427,8 @@ def test_subtract_baseline():
     rewards = torch.tensor([1.0, 0.0, 0.5])
     assert rl.subtract_baseline(rewards, "none", 3).tolist() == rewards.tolist()
     assert rl.subtract_baseline(rewards, "batch", 3).tolist() == pytest.approx([0.75, -0.75, 0.0])
+    for value in 0.998, -0.0288:  # whose sum of eight is rounded
+        assert not rl.subtract_baseline(torch.full((8,), value), "batch", 8).any()
     groups = rl.subtract_baseline(torch.tensor([1.0, 0.0, 0.5, 0.3]), "group", 2)
     assert groups.tolist() == pytest.approx([1.0, -1.0, 0.2, -0.2])
 
