@@ -99,17 +99,14 @@ def reinforcement(script, log, count, fields, folder, tiny):
     """Seconds per update of an RL script, and tokens per second of its rollout."""
     import sandbox
 
-    calls, start_scoring = [], sandbox.start_scoring
+    calls = []
 
     def pass_every_second(box, task, completion):
-        if completion == sandbox.reference(task) or completion in sandbox.CHEATS:  # that is the preflight
-            return start_scoring(box, task, completion)
         calls.append(completion)
         outcome = ("failed", "passed")[len(calls) % 2]
-        job = sandbox.program(task, completion), task["test"], task["entry_point"], task["prompt"]
-        return box.pool.submit(lambda: replace(box.check(*job), outcome=outcome))
+        return box.pool.submit(lambda: replace(box.check(*sandbox.job(task, completion)), outcome=outcome))
 
-    sandbox.start_scoring = pass_every_second
+    sandbox.start_scoring = pass_every_second  # the preflight does not use it
     flags = {"sft_model": f"{folder}/adapter", "train_path": f"{folder}/rl.jsonl", count: UPDATES}
     flags |= {"output_dir": f"{folder}/{script}"} | ({"max_new_tokens": 16} if tiny else {})
     batch_size = run_script(script, flags)["num_completions"]
