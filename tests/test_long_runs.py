@@ -423,8 +423,9 @@ def assert_same_training(method, one, two):
     assert samples(one) == samples(two)
     ours, theirs = log_of(method, one), log_of(method, two)
     assert len(ours) == len(theirs) == 2 and ours[0]["grad_norm"] > 0
-    for name in ours[0].keys() - {"sandbox"}:
-        assert ours[0][name] == pytest.approx(theirs[0][name], rel=1e-5, abs=1e-7), name
+    for row, other in zip(ours, theirs):
+        for name in row.keys() - {"sandbox"}:
+            assert row[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
     one, two = (load_file(folder / "adapter_model.safetensors") for folder in (one, two))
     distance = sum((tensor - two[name]).square().sum() for name, tensor in one.items()).sqrt()
     assert distance < 1e-5 * sum(tensor.square().sum() for tensor in one.values()).sqrt()
