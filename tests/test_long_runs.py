@@ -422,7 +422,7 @@ def assert_same_training(method, one, two):
     """Two processes against one: one writer, the same samples, equal numbers up to the order of sums."""
     assert samples(one) == samples(two)
     ours, theirs = log_of(method, one), log_of(method, two)
-    assert len(ours) == len(theirs) == 2 and ours[0]["grad_norm"] > 0
+    assert len(ours) == len(theirs) >= 2 and ours[0]["grad_norm"] > 0
     for row, other in zip(ours, theirs):
         for name in row.keys() - {"sandbox"}:
             assert row[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
@@ -433,14 +433,14 @@ def assert_same_training(method, one, two):
 
 def test_two_processes_by_their_real_command(work):
     """By torchrun: `accelerate launch --cpu --num_processes 2` starts a single process."""
-    script, flags = train("ppo", work / "ppo_two", "--num_updates", 2)
+    script, flags = train("ppo", work / "ppo_two", "--num_updates", 4)
     launch = ("torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port())
     command = [sys.executable, "-m", *map(str, (*launch, ROOT / script, *flags))]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("preflight") == 1  # one of them prints
-    assert run(*train("ppo", work / "ppo_one", "--num_updates", 2))[0] == 0
+    assert run(*train("ppo", work / "ppo_one", "--num_updates", 4))[0] == 0
     assert_same_training("ppo", work / "ppo_one", work / "ppo_two")
 
 
