@@ -25,8 +25,6 @@ deepseek)
     RL_LR=5e-6
     PPO_LR=5e-6
     RL_BATCH=4
-    BASELINE=none
-    RATIO_LEVEL=sequence
     MICRO_BATCH=2
     STEPS=100
     ;;
@@ -40,8 +38,6 @@ tiny)
     RL_LR=5e-4
     PPO_LR=2e-4 # takes four steps where REINFORCE takes one; at 5e-4 batches of 4 collapse: see README
     RL_BATCH=8
-    BASELINE=batch
-    RATIO_LEVEL=token
     MICRO_BATCH=8
     STEPS=60
     ;;
@@ -99,7 +95,6 @@ for ALPHA in 0.01 0.03; do
         --num_steps "$NUM_STEPS" \
         --batch_size "$RL_BATCH" \
         --micro_batch_size "$MICRO_BATCH" \
-        --baseline "$BASELINE" \
         --learning_rate "$RL_LR"
     evaluate "${NAME}_$RUN" "$ADAPTER"
 done

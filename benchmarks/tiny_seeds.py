@@ -134,12 +134,11 @@ def paired(one, two, row=0):
     return np.array([one[seed][row] - two[seed][row] for seed in one if seed in two])
 
 
-def difference(one, two, row=0):
-    """(mean, low, high) of one minus two over their common seeds: 95 % interval for other seeds and tasks.
+def difference(gaps):
+    """(mean, low, high) of paired differences (seeds, tasks): 95 % interval for other seeds and tasks.
 
     A crossed bootstrap: seeds and tasks are drawn with replacement, the same ones for both runs.
     """
-    gaps = paired(one, two, row)
     rng = np.random.default_rng(0)
     # How often each seed and each task is drawn; (RESAMPLES, seeds) and (RESAMPLES, tasks).
     seeds, tasks = (rng.multinomial(count, np.full(count, 1 / count), RESAMPLES) for count in gaps.shape)
@@ -185,14 +184,22 @@ def score_row(name, runs, checkpoints):
     return [name, *cells, f"{means(runs)[2].mean():.1f}", time, str(len(runs))]
 
 
-def comparison_row(results, one, two):
-    mean, low, high = difference(results[one], results[two])
-    gaps = paired(results[one], results[two]).mean(axis=1)  # of each seed
-    half = half_interval(gaps)
+def comparison_row(name, gaps):
+    mean, low, high = difference(gaps)
+    half = half_interval(gaps.mean(axis=1))
     verdict = "real" if (low > 0 or high < 0) and abs(mean) > half else "not distinguishable"
     verdict = verdict if len(gaps) > 1 else "one seed only"  # whose interval knows nothing of other seeds
     intervals = [f"[{low:+.1f}, {high:+.1f}]", "-" if np.isnan(half) else f"± {half:.1f}"]
-    return [f"{one} - {two}", f"{mean:+.1f}", *intervals, str(len(gaps)), verdict]
+    return [name, f"{mean:+.1f}", *intervals, str(len(gaps)), verdict]
+
+
+def comparison_rows(results, pairs):
+    """One row per pair and, where all have the same number of seeds, one for the mean over the pairs."""
+    gaps = {f"{one} - {two}": paired(results[one], results[two]) for one, two in pairs}
+    rows = [comparison_row(name, values) for name, values in gaps.items()]
+    if len(pairs) > 1 and len(set(map(len, gaps.values()))) == 1:
+        rows.append(comparison_row(f"**mean of these {len(pairs)}**", np.mean(list(gaps.values()), axis=0)))
+    return rows
 
 
 def aims(results):
@@ -203,11 +210,12 @@ def aims(results):
     base = results["base"][0]
     same_base = dict.fromkeys(results[top], base)  # it has one run, which stands for every seed
     points = "{:+.1f} points [{:+.1f}, {:+.1f}]".format
+    raw = points(*difference(paired(results[top], results["sft"])))
+    truncated = points(*difference(paired(results[top], same_base, row=1)))
     return f"""The best RL row is {top}, number of seeds: {len(results[top])}.
-- Raw pass@1 against SFT: {points(*difference(results[top], results["sft"]))}; the aim is +20.
+- Raw pass@1 against SFT: {raw}; the aim is +20.
 - Length: {means(results[top])[2].mean():.1f} tokens; the aim is half of base's, {base[2].mean() / 2:.1f}.
-- Truncated pass@1 against base's own: {points(*difference(results[top], same_base, row=1))}; the aim is
-  to be above its {base[1].mean():.1f} %."""
+- Truncated pass@1 against base's own: {truncated}; the aim is to be above its {base[1].mean():.1f} %."""
 
 
 def summary(results, checkpoints):
@@ -232,14 +240,14 @@ thread, beside other runs, and without the SFT run before it.
 
 Raw pass@1 in points, paired over tasks and seeds. The 95 % intervals come from {RESAMPLES:,} resamples of
 both seeds and tasks, which with so few seeds is a little too sure of them; "seeds alone" is half of the
-t-interval of the seeds' means. A difference is called real where both exclude 0. Of {count} comparisons at
-95 %, up to {0.05 * count:.1f} would do so by chance if nothing differed. A best row was picked by the scores
-it is judged by: expect a little less of it.
+t-interval of the seeds' means. A difference is called real where both exclude 0. Of {count} comparisons of
+two runs at 95 %, up to {0.05 * count:.1f} would do so by chance if nothing differed. A best row was picked by
+the scores it is judged by: expect a little less of it.
 """
     header = ["difference", "points", "95 % interval", "seeds alone", "seeds", "verdict"]
     for question, pairs in asked.items():
-        rows = [comparison_row(results, *pair) for pair in pairs]
-        text += f"\n**{question}**\n\n{markdown_table(header, *rows)}\n" if rows else ""
+        if pairs:
+            text += f"\n**{question}**\n\n{markdown_table(header, *comparison_rows(results, pairs))}\n"
     commands = [evaluation_command("data/tiny_coder", "base", "$out")]
     commands += [training_command(name, "$seed", "$out") for name in results if name != "base"]
     commands += [evaluation_command("$out/checkpoints/$name", "$name", "$out")]  # name: rl_none_alpha0_seed1

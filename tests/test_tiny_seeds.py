@@ -107,14 +107,14 @@ def test_comparisons(finished):
     assert [points, *others] == ["+35.0", "± 12.4", "3", "real"]
     points, _, *others = table["rl_none_alpha0.01 - rl_none_alpha0"]
     assert [points, *others] == ["+0.0", "± 31.8", "2", "not distinguishable"]
-    assert tiny_seeds.difference(results["rl_none_alpha0"], results["rl_none_alpha0.01"])[0] == 0
     assert table["ppo_token_all_alpha0.01_4 - sft"][2:] == ["-", "1", "one seed only"]
     assert table["ppo_token_all_alpha0.01_4 - rl_none_alpha0"][0] == "-15.0"  # the best of each
     assert "Of 5 comparisons" in text
+    assert text.count("**mean of these") == 0  # their seeds differ
 
 
 def test_aims(finished):
-    """The best row of those with three seeds: 32, 36 and 34 tasks against 18, 20 and 22 of SFT, 16 of base."""
+    """The best of those with three seeds: 32, 36 and 34 tasks against 18, 20 and 22 of SFT, 16 of base."""
     first, raw, length, truncated = tiny_seeds.aims(tiny_seeds.read_results(finished / "results")).split(
         "\n- "
     )
@@ -127,8 +127,8 @@ def test_aims(finished):
 def test_difference_of_known_spread():
     """Half of 400 tasks at random: sd of a difference 100 * sqrt(1/2), so 1.96 * 3.54 points each side."""
     rng = np.random.default_rng(0)
-    one, two = (runs_of([rng.permutation(400) < 200]) for _ in range(2))
-    mean, low, high = tiny_seeds.difference(one, two)
+    one, two = (100 * (rng.permutation(400) < 200) for _ in range(2))
+    mean, low, high = tiny_seeds.difference((one - two)[None])
     assert mean == 0
     assert high - low == pytest.approx(2 * 1.96 * 100 * math.sqrt(0.5 / 400), rel=0.1)
     assert low < 0 < high
@@ -136,27 +136,25 @@ def test_difference_of_known_spread():
 
 def test_difference_takes_in_the_seeds():
     """Every task gains, in seed 1 and 2 alone: tasks do not matter, and of four seeds drawn none may gain."""
-    gains = np.repeat([[1], [1], [0], [0]], 50, axis=1)  # (seeds, tasks)
-    mean, low, high = tiny_seeds.difference(runs_of(gains), runs_of(0 * gains))
+    gains = np.repeat([[100], [100], [0], [0]], 50, axis=1)  # (seeds, tasks)
+    mean, low, high = tiny_seeds.difference(gains)
     assert (mean, low, high) == (50, 0, 100)  # none of 4: probability 1/16, more than 2.5 %
-    results = {"one": runs_of(gains), "two": runs_of(0 * gains)}
-    row = tiny_seeds.comparison_row(results, "one", "two")
+    row = tiny_seeds.comparison_row("one - two", gains)
     assert row == ["one - two", "+50.0", "[+0.0, +100.0]", "± 91.9", "4", "not distinguishable"]
 
 
 def test_few_seeds_must_agree():
     """Gains of 12, 4 and 1 points: all above 0, so every resample is, but the t-interval is not."""
-    gains = np.arange(100) < [[12], [4], [1]]
-    results = {"one": runs_of(gains), "two": runs_of(0 * gains)}
-    _, points, interval, alone, *others = tiny_seeds.comparison_row(results, "one", "two")
+    gains = 100 * (np.arange(100) < [[12], [4], [1]])
+    _, points, interval, alone, *others = tiny_seeds.comparison_row("one - two", gains)
     assert points == "+5.7" and interval.startswith("[+") and alone == "± 14.1"
     assert others == ["3", "not distinguishable"]
 
 
 def test_difference_takes_in_the_tasks():
     """The same 5 of 50 tasks gain in each seed: only the choice of tasks matters."""
-    gains = np.repeat([np.arange(50) < 5], 4, axis=0)
-    mean, low, high = tiny_seeds.difference(runs_of(gains), runs_of(0 * gains))
+    gains = 100 * np.repeat([np.arange(50) < 5], 4, axis=0)
+    mean, low, high = tiny_seeds.difference(gains)
     assert mean == 10
     assert (low, high) == (2, 18) or (low, high) == (2, 20)  # binomial(50, 0.1): 1 to 9 or 10 of 50
 
@@ -164,7 +162,26 @@ def test_difference_takes_in_the_tasks():
 def test_difference_is_paired():
     """Equal runs differ by exactly nothing, however much tasks and seeds vary; by the same seeds, too."""
     noise = np.random.default_rng(1).random((5, 60)) < np.linspace(0, 1, 60)
-    assert tiny_seeds.difference(runs_of(noise), runs_of(noise)) == (0, 0, 0)
+    assert tiny_seeds.difference(tiny_seeds.paired(runs_of(noise), runs_of(noise))) == (0, 0, 0)
+
+
+def test_mean_over_pairs():
+    """Two pairs, each of three seeds and 40 tasks: gains of 10, 20, 30 and of 0, 10, 20 points."""
+    tasks = np.arange(40)
+    results = {
+        name: runs_of(tasks < np.array(counts)[:, None])
+        for name, counts in {
+            "a": [14, 18, 22],
+            "b": [10, 10, 10],
+            "c": [20, 24, 28],
+            "d": [20, 20, 20],
+        }.items()
+    }
+    *single, mean = tiny_seeds.comparison_rows(results, [("a", "b"), ("c", "d")])
+    assert [row[1] for row in single] == ["+20.0", "+10.0"]
+    assert mean[:2] == ["**mean of these 2**", "+15.0"]
+    assert mean[3:] == ["± 24.8", "3", "not distinguishable"]  # of seeds with 5, 15 and 25: sd 10
+    assert len(tiny_seeds.comparison_rows(results, [("a", "b")])) == 1
 
 
 def test_pairs():
