@@ -424,7 +424,7 @@ if __name__ == "__main__":
     for name, path in ("train", cfg.train_path), ("dev", cfg.dev_path), ("sft", weights):
         identity[f"{name}_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
     state = {"done": 0, "bad_updates": 0, "best": -1.0, "waited": 0, "seconds": 0.0, "log_sizes": None}
-    state["identity"] = identity
+    state |= {"identity": identity, "good": [p.detach().clone() for p in trainable]}  # before the last update
     state |= load_state(cfg.output_dir, identity, trainable, optimizer) if cfg.resume else {}
 
     sandbox = Sandbox(timeout=cfg.time_limit)
@@ -439,7 +439,6 @@ if __name__ == "__main__":
     start = time.time() - state["seconds"]
     progress = tqdm(total=cfg.num_updates, initial=state["done"], disable=None if is_main else True)
     run_config = {**asdict(cfg), **identity, "method": "PPO", "sandbox": sandbox.report}
-    good = [p.detach().clone() for p in trainable]  # the adapter before the last update
     stopped = ""  # why, where that is not after the last update
     try:
         while state["done"] < cfg.num_updates and not 0 < cfg.patience <= state["waited"]:
@@ -518,7 +517,7 @@ if __name__ == "__main__":
                 if not math.isfinite(loss + stats["grad_norm"]) or 0 < cfg.target_kl < stats["approx_kl"]:
                     break  # without this step
                 if epoch == 0:
-                    good = [p.detach().clone() for p in trainable]
+                    state["good"] = [p.detach().clone() for p in trainable]
                 optimizer.step()
             bad = bool(epochs) and not math.isfinite(loss + stats["grad_norm"])
             state |= {"done": update, "bad_updates": state["bad_updates"] + 1 if bad else 0}
@@ -586,7 +585,7 @@ if __name__ == "__main__":
         raise SystemExit(f"out of memory: {knobs}")
 
     if state["bad_updates"] > 0:  # what the last good one made of the adapter was not good
-        for p, saved in zip(trainable, good):
+        for p, saved in zip(trainable, state["good"]):
             p.data.copy_(saved)
     if is_main:
         run_config |= {"updates_done": state["done"], "finished": not stopped}

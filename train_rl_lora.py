@@ -402,7 +402,7 @@ if __name__ == "__main__":
     for name, path in ("train", cfg.train_path), ("dev", cfg.dev_path), ("sft", weights):
         identity[f"{name}_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
     state = {"done": 0, "bad_steps": 0, "best": -1.0, "waited": 0, "seconds": 0.0, "log_sizes": None}
-    state["identity"] = identity
+    state |= {"identity": identity, "good": [p.detach().clone() for p in trainable]}  # before the last step
     state |= load_state(cfg.output_dir, identity, trainable, optimizer) if cfg.resume else {}
 
     sandbox = Sandbox(timeout=cfg.time_limit)
@@ -417,7 +417,6 @@ if __name__ == "__main__":
     start = time.time() - state["seconds"]
     progress = tqdm(total=cfg.num_steps, initial=state["done"], disable=None if is_main else True)
     run_config = {**asdict(cfg), **identity, "method": "REINFORCE", "sandbox": sandbox.report}
-    good = [p.detach().clone() for p in trainable]  # the adapter before the last step
     stopped = ""  # why, where that is not after the last update
     try:
         while state["done"] < cfg.num_steps and not 0 < cfg.patience <= state["waited"]:
@@ -467,7 +466,7 @@ if __name__ == "__main__":
             grad_norm = torch.nn.utils.clip_grad_norm_(trainable, cfg.max_grad_norm).item()
             bad = not math.isfinite(loss + grad_norm)
             if not bad and advantages.any():
-                good = [p.detach().clone() for p in trainable]
+                state["good"] = [p.detach().clone() for p in trainable]
                 optimizer.step()
             state |= {"done": step, "bad_steps": state["bad_steps"] + 1 if bad else 0}
             times.append(time.time())
@@ -528,7 +527,7 @@ if __name__ == "__main__":
         raise SystemExit(f"out of memory: {knobs}")
 
     if state["bad_steps"] > 0:  # what the last good one made of the adapter was not good
-        for p, saved in zip(trainable, good):
+        for p, saved in zip(trainable, state["good"]):
             p.data.copy_(saved)
     if is_main:
         run_config |= {"steps_done": state["done"], "finished": not stopped}

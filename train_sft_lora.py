@@ -275,7 +275,8 @@ if __name__ == "__main__":
     identity = {name: value for name, value in asdict(cfg).items() if name not in may_change.split()}
     identity["rows_per_step"] = rows_per_step
     identity["train_sha256"] = hashlib.sha256(Path(cfg.train_path).read_bytes()).hexdigest()
-    state = {"done": 0, "bad_steps": 0, "seconds": 0.0, "log_sizes": None, "identity": identity}
+    state = {"done": 0, "bad_steps": 0, "seconds": 0.0, "log_sizes": None}
+    state |= {"identity": identity, "good": [p.detach().clone() for p in trainable]}  # before the last step
     state |= load_state(cfg.output_dir, identity, trainable, optimizer) if cfg.resume else {}
     scheduler.last_epoch = state["done"]
     if is_main:
@@ -286,7 +287,6 @@ if __name__ == "__main__":
     # ---- training -------------------------------------------------------------------------------------
     start = time.time() - state["seconds"]
     progress = tqdm(total=num_steps, initial=state["done"], disable=None if is_main else True)
-    good = [p.detach().clone() for p in trainable]  # the adapter before the last step
     stopped = ""  # why, where that is not after the last step
     model.train()
     try:
@@ -312,7 +312,7 @@ if __name__ == "__main__":
             grad_norm = torch.nn.utils.clip_grad_norm_(trainable, cfg.max_grad_norm).item()
             bad = not math.isfinite(loss + grad_norm)
             if not bad:
-                good = [p.detach().clone() for p in trainable]
+                state["good"] = [p.detach().clone() for p in trainable]
                 optimizer.step()
             row = {"step": step, "loss": loss, "lr": optimizer.param_groups[0]["lr"], "grad_norm": grad_norm}
             row["seconds"] = time.time() - start
@@ -344,7 +344,7 @@ if __name__ == "__main__":
         raise SystemExit(f"out of memory: lower {knob} and --resume, or lower --max_length")
 
     if state["bad_steps"] > 0:  # what the last good one made of the adapter was not good
-        for p, saved in zip(trainable, good):
+        for p, saved in zip(trainable, state["good"]):
             p.data.copy_(saved)
     if is_main:
         run_config = {**asdict(cfg), "method": "SFT", "steps_done": state["done"], "finished": not stopped}

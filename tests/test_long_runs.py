@@ -389,7 +389,10 @@ def test_diverged_run_ends_with_the_adapter_before(work, method):
     code, output = run(*train(method, folder, *own), diverge, 2)
     assert "Traceback" not in output and "finite" in output, output
     assert code == (method != "sft") and ("lower --learning_rate" in output) == code
+    saved = adapter(folder)
     assert all(tensor.isfinite().all() for tensor in load_file(folder / "adapter_model.safetensors").values())
+    code, output = run(*train(method, folder, *own, "--resume"))  # from a state with the diverged weights
+    assert code == (method != "sft") and adapter(folder) == saved, output
     if method != "sft":  # whose learning rate depends on the number of steps
         assert run(*train(method, work / "one", *own, count, 1))[0] == 0
         assert adapter(folder) == adapter(work / "one") != adapter(work / "sft")
