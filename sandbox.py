@@ -39,8 +39,10 @@ if not IS_ZYGOTE:  # every fork would copy what the zygote does not need
     import ast
     import functools
     import gzip
+    import importlib.util
     import math
     import queue
+    import re
     import shutil
     import subprocess
     import tempfile
@@ -214,6 +216,9 @@ def receive(fd):
 # -- candidate: may lie about everything, holds nothing worth stealing ---------------------------------------
 
 
+TESTS_ONLY = []  # modules of the zygote that a program does not get: it has the standard library alone
+
+
 class SourceError(Exception):
     """The program does not compile."""
 
@@ -225,6 +230,8 @@ OPERATIONS = {"call": lambda f, *args, **kwargs: f(*args, **kwargs), "get": geta
 def load(name, source):
     """Compile and run a program as the module `name`; return its namespace."""
     builtins.exit = builtins.quit = sys.exit  # python -S leaves them out
+    for module in TESTS_ONLY:
+        del sys.modules[module]
     seed_random(0, source)
     module = sys.modules[name] = types.ModuleType(name)  # dataclasses look it up
     try:
@@ -476,7 +483,13 @@ def zygote():
         __import__(name)
     control = socket.socket(fileno=os.dup(0))
     os.dup2(1, 0)  # /dev/null
-    layers, timeout, memory_mb = json.loads(control.recv(999))
+    layers, timeout, memory_mb, numpy_folder = json.loads(control.recv(999))
+    if numpy_folder:  # now, as nothing outside the standard library can be read later
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
+        sys.path.append(numpy_folder)
+        __import__("numpy.testing")
+        sys.path.pop()
+        TESTS_ONLY.extend(name for name in sys.modules if name.split(".")[0] == "numpy")
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # short of memory, the kernel takes us and not the trainer
     network = os.readlink("/proc/self/ns/net")
@@ -527,7 +540,7 @@ class Result:
 
 
 class CountAsserts(ast.NodeTransformer):
-    """Make every assert report to the judge instead of ending the test."""
+    """Make every assert, or call into numpy.testing, report to the judge instead of ending the test."""
 
     n_asserts = 0
 
@@ -538,6 +551,12 @@ class CountAsserts(ast.NodeTransformer):
         wrapper = ast.parse(source).body[0]
         wrapper.body = [node]
         return ast.copy_location(wrapper, node)
+
+    def visit_Expr(self, node):
+        is_assert = isinstance(node.value, ast.Call) and ast.unparse(node.value.func).startswith(
+            "np.testing."
+        )
+        return self.visit_Assert(node) if is_assert else node
 
     def visit_Try(self, node):
         return node  # a handler may wait for this very assert
@@ -600,10 +619,10 @@ def compared(expected, output, status, late, cpu, wall):
 class Worker:
     """One zygote, replaced when it has died."""
 
-    def __init__(self, wrapper, timeout, memory_mb):
+    def __init__(self, wrapper, timeout, memory_mb, numpy_folder):
         python = os.path.realpath(sys.executable)
         self.command = [*wrapper, python, "-s", "-S", "-B", os.path.abspath(__file__), "--zygote"]
-        self.config = LAYERS, timeout, memory_mb
+        self.config = LAYERS, timeout, memory_mb, numpy_folder
         self.process = None
 
     def start(self):
@@ -688,19 +707,25 @@ class Sandbox(ExitStack):
     """Checks programs, `workers` at a time (None: one per available core). Use `with`, or call close().
 
     A program has memory_mb of address space and `timeout` seconds; 5 * timeout + 1 if it queues for a core.
+    Where the tests of `tasks` need numpy, as those of HumanEval+ do, tests can import it; programs cannot.
     wrapper: a command around each zygote; "auto" is firejail, where it has an effect. require: what must be
     true in `report`; None is all of ACTS, or the words in the environment variable SANDBOX_REQUIRE. Raises
     SystemExit where something of that is not true, or nothing runs.
     """
 
-    def __init__(self, workers=None, timeout=2.0, memory_mb=512, wrapper="auto", require=None):
+    def __init__(self, workers=None, timeout=2.0, memory_mb=512, wrapper="auto", require=None, tasks=()):
         super().__init__()
         if sys.platform != "linux":
             raise SystemExit("sandbox.py needs Linux (on Windows use WSL2, on a Mac a Linux container)")
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        numpy_folder = ""
+        if any("import numpy" in task["test"] for task in tasks):
+            numpy_folder = os.path.dirname(os.path.dirname(importlib.util.find_spec("numpy").origin))
         tried = []
         for command in [firejail(), []] if wrapper == "auto" else [list(wrapper)]:
-            self.workers = [Worker(command, timeout, memory_mb) for _ in range(workers or max(1, cores))]
+            self.workers = [
+                Worker(command, timeout, memory_mb, numpy_folder) for _ in range(workers or max(1, cores))
+            ]
             tried.append(os.path.basename(command[0]) if command else "none")
             with suppress(OSError, ValueError):
                 layers = self.workers[0].start()
@@ -827,7 +852,7 @@ CHEATS = [*(f"\n    return None\n\n\n{attack}\n" for attack in ATTACKS), EQUAL]
 
 
 def read_tasks(path):
-    """Read tasks in HumanEval's format (.jsonl or .jsonl.gz); a mistake in it ends in one clear line."""
+    """Read tasks in HumanEval's format, or MBPP+'s (.jsonl or .jsonl.gz); mistakes end in one clear line."""
     opener = gzip.open if str(path).endswith(".gz") else open
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
@@ -836,24 +861,63 @@ def read_tasks(path):
         raise SystemExit(f"{path}: no such file; for HumanEval: python data/prepare_humaneval.py") from None
     except Exception as error:  # a directory, no permission, not UTF-8, not gzip, cut short
         raise SystemExit(f"{path}: cannot be read: {error}") from None
-    tasks = {}
+    tasks, mistakes = {}, {}
     for number, line in enumerate(lines, 1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
         try:
-            task = json.loads(line)
-        except ValueError as error:
-            raise SystemExit(f"{where}: not JSON: {error}") from None
-        for field in FIELDS:
-            if not isinstance(task, dict) or not isinstance(task.get(field), str):
-                raise SystemExit(f"{where}: field {field!r} is missing or not a string")
-        if task["task_id"] in tasks:
-            raise SystemExit(f"{where}: task_id {task['task_id']!r} was there before")
-        tasks[task["task_id"]] = task
+            if line.strip():
+                task = read_task(line)
+                if task["task_id"] in tasks:
+                    raise ValueError(f"task_id {task['task_id']!r} was there before")
+                tasks[task["task_id"]] = task
+        except (ValueError, RecursionError) as error:
+            mistakes[number] = error
+    if mistakes:
+        number, error = next(iter(mistakes.items()))
+        more = f" (broken lines: {', '.join(map(str, mistakes))})" if len(mistakes) > 1 else ""
+        raise SystemExit(f"{path}, line {number}: {error}{more}")
     if not tasks:
         raise SystemExit(f"{path}: there is no task in it")
     return list(tasks.values())
+
+
+def read_task(line):
+    """Return one line of a task file with its five FIELDS; raises ValueError with what is wrong."""
+    try:
+        task = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if isinstance(task, dict) and {"code", "test_list", "test"} <= task.keys():
+        task = from_mbpp_plus(task)
+    for field in FIELDS:
+        if not isinstance(task, dict) or not isinstance(task.get(field), str):
+            raise ValueError(f"field {field!r} is missing or not a string")
+        task[field].encode()  # a UnicodeEncodeError, for half a surrogate pair, is a ValueError
+    return task
+
+
+def from_mbpp_plus(task):
+    """Bring a task of the hub's evalplus/mbppplus into HumanEval's form, with the prompt that EvalPlus uses.
+
+    Its test calls the function by its name, or as `candidate`, in statements at the top level.
+    """
+    try:
+        names = [node.name for node in ast.parse(task["code"]).body if isinstance(node, ast.FunctionDef)]
+        called = [name for name in names if re.search(rf"\b{name}\b", task["test_list"][0])]
+        test = [
+            *task["test_imports"],
+            f"candidate = {called[-1]}",
+            task["test"],
+            "def check(candidate): pass",
+        ]
+        return {
+            "task_id": f"Mbpp/{task['task_id']}",
+            "prompt": f'"""\n{task["prompt"]}\n{task["test_list"][0]}\n"""\n',
+            "canonical_solution": task["code"].strip("\n") + "\n",
+            "test": "\n".join(test),
+            "entry_point": called[-1],
+        }
+    except (LookupError, TypeError, SyntaxError, AttributeError) as error:
+        raise ValueError(f"not a task of MBPP+: {type(error).__name__}: {error}") from None
 
 
 def program(task, completion):

@@ -39,8 +39,9 @@ from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers import HfArgumentParser, TopPLogitsWarper
+from transformers.cache_utils import Cache, DynamicLayer
 
 from sandbox import Sandbox, preflight, read_tasks, start_scoring
 
@@ -223,6 +224,28 @@ def open_logs(output_dir, names, sizes):
 # ---- rollout and log-probabilities: copies, kept equal by tests/test_copies.py ----------------------
 
 
+class RoomyLayer(DynamicLayer):
+    """Keys and values, with room for 64 more; DynamicLayer copies all of them for every new token."""
+
+    rooms = ()  # keys, values: each (B, heads, T + room, head size)
+
+    def update(self, keys, values, *args, **kwargs):
+        old, new = self.get_seq_length(), self.get_seq_length() + keys.shape[-2]
+        if not self.rooms or new > self.rooms[0].shape[-2]:
+            super().update(keys, values)
+            self.rooms = [torch.nn.functional.pad(x, (0, 0, 0, 64)) for x in (self.keys, self.values)]
+        else:
+            for room, x in zip(self.rooms, (keys, values)):
+                room[:, :, old:new] = x
+        self.keys, self.values = (room[:, :, :new] for room in self.rooms)
+        return self.keys, self.values
+
+    def batch_select_indices(self, rows):
+        if self.rooms:
+            self.rooms = [room[rows] for room in self.rooms]
+            self.keys, self.values = (room[:, :, : self.get_seq_length()] for room in self.rooms)
+
+
 @torch.no_grad()
 def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, uniform):
     """Yield (i, completion_ids) of prompt i as soon as its completion ends.
@@ -240,7 +263,7 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, u
     mask = pad_sequence([torch.ones_like(row) for row in ids], True, 0, "left").to(model.device)
     ids = pad_sequence(ids, True, tokenizer.pad_token_id, "left").to(model.device)  # (distinct prompts, T)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # the first real token of each row is at position 0
-    cache = DynamicCache(config=model.config)
+    cache = Cache(layers=[RoomyLayer() for _ in range(model.config.num_hidden_layers)])
     cached = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
     completion_ids = [[] for _ in prompt_ids]
     running = list(range(len(prompt_ids)))  # completions that have not ended
@@ -427,7 +450,7 @@ if __name__ == "__main__":
     state |= {"identity": identity, "good": [p.detach().clone() for p in trainable]}  # before the last update
     state |= load_state(cfg.output_dir, identity, trainable, optimizer) if cfg.resume else {}
 
-    sandbox = Sandbox(timeout=cfg.time_limit)
+    sandbox = Sandbox(timeout=cfg.time_limit, tasks=tasks + dev_tasks)
     accelerator.print(f"sandbox: {sandbox.report}")
     if is_main:
         print(preflight(sandbox, tasks + dev_tasks))

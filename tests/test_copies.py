@@ -10,12 +10,12 @@ SCRIPTS = ["train_sft_lora.py", "train_rl_lora.py", "train_ppo_lora.py", "eval_h
 
 
 def functions(script):
-    """{name: (syntax tree as text, its section's banner)} of the functions of a script."""
+    """{name: (syntax tree as text, its section's banner)} of the functions and classes of a script, but Config."""
     source = (ROOT / script).read_text()
     lines = source.splitlines()
     found = {}
     for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name != "Config":
             banner = [line for line in lines[: node.lineno] if line.startswith("# ---- ")][-1]
             found[node.name] = (ast.dump(node), banner)
     return found

