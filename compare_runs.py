@@ -1,47 +1,71 @@
-"""Compare evaluated runs: one table and two pictures.
+"""Compare evaluated runs: a table, paired tests of all pairs, pictures and, with --html, a report.
 
     python compare_runs.py                                  # everything in results/
-    python compare_runs.py a_metrics.json other_results     # these files and folders only
+    python compare_runs.py a_per_task.jsonl other_results   # these files and folders only
     python compare_runs.py checkpoints/my_run results       # with the curves of a run that still trains
+    python compare_runs.py --html                           # also results/report.html
 
-Reads   results/*_metrics.json and, where it still exists, the training log in each run's adapter folder
-Writes  results.md, pass_vs_length.png and learning_curves.png (REINFORCE and PPO) in --results_dir
+Reads   results/*_metrics.json, the *_per_task.jsonl beside each and, where it still exists, the training log
+        in the run's adapter folder
+Writes  results.md, pairs.jsonl (tasks gained and lost), pass_vs_length.png, outcomes.png and, of REINFORCE
+        and PPO, learning_curves.png in --results_dir
+
+Two runs solve the same tasks, so they are compared task by task: by McNemar's exact test (McNemar 1947),
+which asks whether chance would gain and lose so unequally many; or, with several completions per task, by a
+bootstrap over tasks. What B gains is split: a task that A solves, too, once its completion is cut at the
+first stop word is gained only because B stops; for the others B's code is right where A's was wrong.
 """
 
 import argparse
 import json
 import math
 import re
+from itertools import combinations
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from scipy.stats import binomtest, bootstrap
 
-matplotlib.use("Agg")  # draws without a display
-import matplotlib.pyplot as plt  # noqa: E402
+import report
+from report import METHODS, interval, is_number
 
 REQUIRED = {"exp_name": str, "num_tasks": int, "num_pass": int, "pass_at_1": float, "avg_gen_len": float}
-OPTIONAL = {"method": str, "model_path": str, "data_path": str, "pass_at_1_truncated": float}
-METHODS = {"base": "s", "SFT": "D", "REINFORCE": "^", "PPO": "o"}  # in the order of the rows: marker
-LOGS = {"SFT": "sft_train_log.jsonl", "REINFORCE": "rl_train_log.jsonl", "PPO": "ppo_train_log.jsonl"}
-PANELS = {  # label in the learning curves: factor, the field in the log of PPO or REINFORCE
-    "reward": (1, "avg_reward", "reward"),
-    "pass rate (%)": (100, "avg_base_reward", "base_reward"),
-    "length (tokens)": (1, "avg_gen_len", "gen_len"),
-    "approximate KL": (1, "approx_kl"),  # from the policy that sampled: how far one update moved
-    "clipped (%)": (100, "clip_frac"),
+OPTIONAL = {
+    "method": str,
+    "model_path": str,
+    "data_path": str,
+    "num_samples": int,
+    "num_pass_truncated": int,
+    "pass_at_1_truncated": float,
+    "interval": list,
+    "interval_truncated": list,
+    "outcomes": dict,
+    "outcomes_truncated": dict,
+    "protocol": dict,
 }
+ROW = {"task_id": str, "passed": bool}  # of a *_per_task.jsonl; what other tools write may lack the following
+ROW_OPTIONAL = {
+    "sample": int,
+    "completion": str,
+    "cut_at": int,
+    "gen_len": int,
+    "passed_truncated": bool,
+    "outcome": str,
+    "outcome_truncated": str,
+    "message": str,
+    "message_truncated": str,
+}
+LOGS = {"SFT": "sft_train_log.jsonl", "REINFORCE": "rl_train_log.jsonl", "PPO": "ppo_train_log.jsonl"}
 RANGES = (("num_tasks", 1, 1e9), ("pass_at_1", 0, 1), ("pass_at_1_truncated", 0, 1), ("avg_gen_len", 0, 1e9))
 HEADER = (
     "model",
     "method",
-    "pass@1 raw",
+    "pass@1 raw (95 % interval)",
     "pass@1 truncated",
-    "passed / tasks",
+    "passed",
     "average length (tokens)",
     "wall time (training)",
 )
-COLORS = plt.get_cmap("tab10").colors
 
 
 # ---- reading ----
@@ -55,12 +79,70 @@ def read_metrics(path):
         for field, low, high in RANGES:
             if run[field] is not None and not low <= run[field] <= high:  # NaN is in no range
                 raise ValueError(f"{run[field]} is not between {low} and {high:g}")
-    except (OSError, LookupError, TypeError, ValueError, OverflowError) as error:
+        for field in "interval", "interval_truncated":
+            low, high = run[field] or (0, 1)
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"{run[field]} is no interval")
+        for field in "outcomes", "outcomes_truncated":
+            counts = run[field] or {}
+            if counts.keys() - report.OUTCOMES.keys() or not all(type(n) is int for n in counts.values()):
+                raise ValueError(f"{counts} are not counts of outcomes")
+        for field in "num_pass", "num_pass_truncated":
+            if not 0 <= (run[field] or 0) <= (run["num_samples"] or run["num_tasks"]):
+                raise ValueError(f"{run[field]} of {run['num_samples'] or run['num_tasks']}")
+    except (OSError, LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise SystemExit(
             f"{path}: {field} is missing or broken ({type(error).__name__}: {error}). "
             "Evaluate that run again or move the file away."
         )
     return run
+
+
+def read_rows(path):
+    """The rows of a *_per_task.jsonl; SystemExit names the first line that is broken, or there twice."""
+    rows, seen, number = [], set(), 0
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if not line.strip():
+                continue
+            row = json.loads(line)
+            for field, kind in {**ROW, **ROW_OPTIONAL}.items():
+                if type(row[field] if field in ROW else row.get(field, kind())) is not kind:
+                    raise TypeError(f"{field} is not {kind.__name__}")
+            name = row["task_id"], row.get("sample", 0)
+            if name in seen:
+                raise ValueError(f"{name[0]!r} is there twice")
+            seen.add(name)
+            rows.append(row)
+        if not rows:
+            raise ValueError("there is no row in it")
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise SystemExit(f"{path}, line {number}: {reason}. Evaluate that run again or move the file away.")
+    return rows
+
+
+def read_run(path):
+    """A run from its metrics or its per-task file: its metrics and, in "rows", its completions (or None).
+
+    SystemExit where the two files disagree. A per-task file alone, as other tools write it, is enough.
+    """
+    stem = re.sub(r"_(metrics\.json|per_task\.jsonl)$", "", str(path))
+    metrics_path, rows_path = Path(f"{stem}_metrics.json"), Path(f"{stem}_per_task.jsonl")
+    rows = read_rows(rows_path) if path == rows_path or rows_path.exists() else None
+    if rows is None or metrics_path.exists():
+        run = read_metrics(metrics_path if rows is not None else path)
+        if rows and (sum(row["passed"] for row in rows), len({row["task_id"] for row in rows})) != (
+            run["num_pass"],
+            run["num_tasks"],
+        ):
+            raise SystemExit(f"{rows_path} and {metrics_path} disagree: evaluate that run again.")
+        return {**run, "rows": rows}
+    rate = pass_rates(rows, "passed").values()
+    lengths = [row["gen_len"] for row in rows if "gen_len" in row]
+    run = dict.fromkeys(OPTIONAL) | {"exp_name": Path(stem).name, "num_tasks": len(rate), "rows": rows}
+    run |= {"num_samples": len(rows), "num_pass": sum(row["passed"] for row in rows)}
+    return run | {"pass_at_1": sum(rate) / len(rate), "avg_gen_len": sum(lengths) / max(1, len(lengths))}
 
 
 def read_log(run):
@@ -87,17 +169,108 @@ def training_run(folder):
     return None
 
 
-def first_number(record, fields):
-    """The first finite number among these fields of a log record, or None."""
-    values = [record.get(field) for field in fields]
-    return next((value for value in values if is_number(value)), None)
+# ---- pairs ----
+def pass_rates(rows, field):
+    """{task_id: share of its completions that pass}; None where a row lacks the field."""
+    found = {}
+    for row in rows:
+        found.setdefault(row["task_id"], []).append(row.get(field))
+    if any(None in passed for passed in found.values()):
+        return None
+    return {task_id: sum(passed) / len(passed) for task_id, passed in found.items()}
 
 
-def is_number(value):
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def compare(a, b):
+    """What changes from run a to run b, as a dict; None where they do not have the same tasks, or no rows.
+
+    "p" (McNemar, exact) with one completion per task, else "interval" of the mean change (bootstrap).
+    """
+    if not a["rows"] or not b["rows"]:
+        return None
+    before, after = pass_rates(a["rows"], "passed"), pass_rates(b["rows"], "passed")
+    if before.keys() != after.keys():
+        return None
+    change = np.array([after[task_id] - before[task_id] for task_id in before])
+    pair = {"a": a["exp_name"], "b": b["exp_name"], "num_tasks": len(change), "change": change.mean().item()}
+    pair["gained"] = [task_id for task_id in before if after[task_id] > before[task_id]]
+    pair["lost"] = [task_id for task_id in before if after[task_id] < before[task_id]]
+    if {*before.values(), *after.values()} <= {0, 1}:
+        num_changed = len(pair["gained"]) + len(pair["lost"])
+        pair["p"] = float(binomtest(len(pair["gained"]), num_changed).pvalue) if num_changed else 1.0
+    elif np.ptp(change) > 0:
+        pair["interval"] = list(
+            map(float, bootstrap((change,), np.mean, method="percentile", rng=0).confidence_interval)
+        )
+    else:
+        pair["interval"] = [pair["change"]] * 2
+    cut_before, cut_after = (pass_rates(run["rows"], "passed_truncated") for run in (a, b))
+    if cut_before and cut_after:
+        pair["change_truncated"] = float(np.mean([cut_after[name] - cut_before[name] for name in before]))
+        pair["gained_by_stopping"] = [name for name in pair["gained"] if cut_before[name] >= after[name]]
+    return pair
+
+
+def is_real(pair):
+    """Whether chance does not explain the change, at 5 %."""
+    return pair["p"] < 0.05 if "p" in pair else not pair["interval"][0] <= 0 <= pair["interval"][1]
+
+
+def sentence(pair):
+    """The comparison in words."""
+    verdict = "distinguishable from chance" if is_real(pair) else "not distinguishable from chance"
+    change = pair["change"]
+    how = "more" if change > 0 else "fewer"
+    if "p" in pair:
+        number = abs(round(change * pair["num_tasks"]))
+        p = "p < 0.001" if pair["p"] < 0.001 else f"p = {pair['p']:.2g}"
+        than = (
+            f"{number} {how} of {pair['num_tasks']} than" if number else f"as many of {pair['num_tasks']} as"
+        )
+        text = f"{pair['b']} solves {than} {pair['a']}; {verdict} ({p}). "
+        split = ""
+        if pair["gained"] and "gained_by_stopping" in pair:
+            stops = len(pair["gained_by_stopping"])
+            right = len(pair["gained"]) - stops
+            split = f" ({stops} only because it stops, {right} because the code is right)"
+        return text + f"It gains {len(pair['gained'])}{split} and loses {len(pair['lost'])}."
+    low, high = (100 * limit for limit in pair["interval"])
+    text = f"{pair['b']} passes {100 * abs(change):.1f} points {how if change > 0 else 'less'} often than "
+    text += f"{pair['a']} (95 % interval {low:.1f} to {high:.1f}); {verdict}."
+    if "change_truncated" in pair:
+        code = pair["change_truncated"]
+        text += f" Of {100 * change:+.1f}, {100 * (change - code):+.1f} come from stopping and"
+        text += f" {100 * code:+.1f} from the code."
+    return text
+
+
+def describe_pairs(runs, pairs):
+    """All comparisons in words, as a list in Markdown."""
+    lines = [f"- {sentence(pair)}" for pair in pairs]
+    if len(pairs) == 1:
+        lines += [f"- {word}: {', '.join(pairs[0][word]) or 'none'}" for word in ("gained", "lost")]
+    left_out = len(runs) * (len(runs) - 1) // 2 - len(pairs)
+    if left_out:
+        lines.append(
+            f"- {left_out} pairs are not compared: other tasks, or no *_per_task.jsonl beside the metrics"
+        )
+    if len(pairs) > 1:
+        chance = f"{len(pairs) / 20:.1f}"  # at most: an exact test of few tasks errs on the safe side
+        lines.append(
+            f"- {len(pairs)} pairs at once: with no difference anywhere, about {chance} would still seem real"
+        )
+    return "\n".join(lines)
 
 
 # ---- table ----
+def score_cell(run, ending=""):
+    """Score and interval in percent; "-" where the files do not say."""
+    if run[f"pass_at_1{ending}"] is None:
+        return "-"
+    limits = interval(run, ending)
+    between = f" ({100 * limits[0]:.1f} to {100 * limits[1]:.1f})" if limits else ""
+    return f"{100 * run[f'pass_at_1{ending}']:.1f} %{between}"
+
+
 def duration(seconds):
     """m:ss, or h:mm:ss from one hour on."""
     minutes, seconds = divmod(round(seconds), 60)
@@ -107,14 +280,13 @@ def duration(seconds):
 
 def table_row(run, log):
     """The cells of one run, in the order of HEADER; "-" where the files do not say."""
-    truncated = run["pass_at_1_truncated"]
     seconds = log[-1].get("seconds") if log else None
     return (
         run["exp_name"],
         run["method"] or "-",
-        f"{100 * run['pass_at_1']:.1f} %",
-        "-" if truncated is None else f"{100 * truncated:.1f} %",
-        f"{run['num_pass']} / {run['num_tasks']}",
+        score_cell(run),
+        score_cell(run, "_truncated"),
+        f"{run['num_pass']} / {run.get('num_samples') or run['num_tasks']}",
         f"{run['avg_gen_len']:.1f}",
         duration(seconds) if is_number(seconds) else "-",
     )
@@ -134,177 +306,36 @@ def markdown_table(rows):
 def notes(runs):
     """What a reader must know before comparing two rows."""
     lines = []
-    for field in ("data_path", "num_tasks"):
-        values = sorted({run[field] for run in runs if run[field] is not None})
+    protocols = [{**(run.get("protocol") or {}), "num_tasks": run["num_tasks"]} for run in runs]
+    for protocol, run in zip(protocols, runs):
+        protocol.setdefault("dataset_sha256", run["data_path"])
+    for field in sorted({field for protocol in protocols for field in protocol}):
+        values = {}
+        for protocol, run in zip(protocols, runs):
+            values.setdefault(json.dumps(protocol.get(field)), []).append(run["exp_name"])
         if len(values) > 1:
-            lines.append(f"Warning: these runs are not comparable, {field} differs: {values}.")
+            found = "; ".join(f"{value} in {', '.join(names)}" for value, names in values.items())
+            lines.append(f"Warning: unequal protocols, {field} differs: {found}.")
     sizes = " or ".join(str(n) for n in sorted({run["num_tasks"] for run in runs}))
     scores = [(run["pass_at_1"], run["num_tasks"]) for run in runs]
     error = max(math.sqrt(p * (1 - p) / n) for p, n in scores)
     lines.append(
         f"With {sizes} tasks one pass@1 carries a standard error of up to {100 * error:.1f} points "
-        "(sqrt(p (1 - p) / n)), the difference of two rows 1.4 times that: below twice this, read nothing "
-        "into a difference without a paired test."
+        "(sqrt(p (1 - p) / n)). Whether two runs differ is not told by their intervals, but by a paired test."
     )
     return "\n\n".join(lines)
 
 
-# ---- pictures ----
-def legend_name(i, run):
-    """Begins with the number of the run: matplotlib hides names that begin with "_". "$" would be maths."""
-    return f"{i + 1}  {run['exp_name']}".replace("$", r"\$")
-
-
-def finish(figure, path):
-    """Light grid, and the legend outside on the right, where it hides no point."""
-    for axes in figure.axes:
-        axes.grid(color="0.9", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=8)
-    figure.savefig(path, bbox_inches="tight")
-    plt.close(figure)
-
-
-def place_label(spot, taken, scale):
-    """First place around spot (pixels) that is 11 points clear of all in taken; the offset in points."""
-    for radius in (14, 21, 29, 38):
-        for angle in np.arange(0, 2 * np.pi, np.pi / 4):
-            offset = radius * np.array([np.cos(angle), np.sin(angle)])
-            if all(math.dist(spot + scale * offset, other) > 11 * scale for other in taken):
-                taken.append(spot + scale * offset)
-                return offset
-    return offset  # too crowded: better on top of something than missing
-
-
-def plot_pass_vs_length(runs, path):
-    """One filled marker per run (raw), joined to a hollow one (truncated); numbers refer to the legend."""
-    figure, axes = plt.subplots(figsize=(6.5, 4.5), dpi=150)
-    lengths = np.array([run["avg_gen_len"] for run in runs])
-    raws = np.array([100 * run["pass_at_1"] for run in runs])
-    cuts = np.array(
-        [
-            raw if run["pass_at_1_truncated"] is None else 100 * run["pass_at_1_truncated"]
-            for run, raw in zip(runs, raws)
-        ]
-    )
-    for values, set_limits in ((lengths, axes.set_xlim), (np.append(raws, cuts), axes.set_ylim)):
-        pad = max(0.12 * np.ptp(values), 3)  # 3 tokens or points, where all values are equal
-        set_limits(values.min() - pad, values.max() + pad)
-
-    spots, tops = (axes.transData.transform(np.stack([lengths, y], axis=1)) for y in (raws, cuts))  # pixels
-    scale = figure.dpi / 72  # pixels per point
-    taken = list(np.linspace(spots, tops, 30).reshape(-1, 2))  # no label on a marker or a joining line
-    for i, (run, x, raw, cut) in enumerate(zip(runs, lengths, raws, cuts)):
-        color = COLORS[i % len(COLORS)]
-        style = {"marker": METHODS.get(run["method"], "X"), "color": color, "linestyle": "none"}
-        # Of several runs in one spot the first are drawn larger, so that each still shows as a ring.
-        size = 7 + 4 * sum(math.dist(spots[i], later) < 8 for later in spots[i + 1 :])
-        if run["pass_at_1_truncated"] is not None:
-            axes.plot([x, x], [raw, cut], color=color, linewidth=0.8)
-            axes.plot(x, cut, markerfacecolor="none", markersize=size + 3, **style)
-        axes.plot(x, raw, markeredgecolor="white", markersize=size, **style)
-        axes.plot([], [], label=legend_name(i, run), **style)
-        axes.annotate(
-            str(i + 1),
-            (x, raw),
-            place_label(spots[i], taken, scale),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            color=color,
-            fontsize=9,
-            fontweight="bold",
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkB": 0},
-        )
-    axes.plot([], [], "o", color="grey", label="filled: raw")
-    axes.plot([], [], "o", color="grey", markerfacecolor="none", label="hollow: truncated")
-    axes.set_xlabel("average completion length (tokens)")
-    axes.set_ylabel("pass@1 (%)")
-    finish(figure, path)
-
-
-def learning_curves(log):
-    """{panel: (sampled completions, values)}, without the records and panels that have no number."""
-    counts = [first_number(record, ("num_completions", "batch_size")) or 1 for record in log]
-    curves = {}
-    for panel, (factor, *fields) in PANELS.items():
-        values = [first_number(record, fields) for record in log]
-        points = [(x, factor * y) for x, y in zip(np.cumsum(counts), values) if y is not None]
-        if points:
-            curves[panel] = np.array(points).T  # (2, number of points)
-    return curves
-
-
-def moving_average(curve):
-    """A curve (2, n) averaged over a tenth of its points, each average at its last point."""
-    samples, values = curve
-    window = math.ceil(len(values) / 10)
-    return np.stack([samples[window - 1 :], np.convolve(values, np.ones(window) / window, "valid")])
-
-
-def draw_curve(axes, curves, color):
-    """The points of one run and their moving average; of several seeds, theirs and the mean of these."""
-    thin = curves
-    bold = moving_average(curves[0])
-    if len(curves) > 1:
-        thin = [moving_average(curve) for curve in curves]
-        shortest = min(curve.shape[1] for curve in thin)  # a seed that still trains
-        bold = np.mean([curve[:, :shortest] for curve in thin], axis=0)
-    marker = "o" if bold.shape[1] == 1 else None
-    for curve in thin:
-        axes.plot(*curve, color=color, linewidth=0.7, alpha=0.25, marker=marker)
-    axes.plot(*bold, color=color, linewidth=1.8, marker=marker)
-
-
-def plot_learning_curves(runs, logs, path):
-    """What the training logs say of each update, over the number of completions sampled so far.
-
-    Runs whose names differ in "_seed1" at their end only are drawn as one.
-    """
-    curves = [learning_curves(log) for log in logs]
-    panels = [panel for panel in PANELS if any(panel in curve for curve in curves)]
-    if not panels:
-        print(f"No REINFORCE or PPO training log found: {path} not drawn.")
-        return
-    groups = {}  # name: the numbers of its runs
-    for i, run in enumerate(runs):
-        if curves[i]:
-            groups.setdefault(re.sub(r"_seed\d+$", "", run["exp_name"]), []).append(i)
-    has_seeds = any(len(members) > 1 for members in groups.values())
-    size = (6.5, 0.7 + 1.9 * len(panels))
-    figure, grid = plt.subplots(len(panels), 1, figsize=size, dpi=150, sharex=True, squeeze=False)
-    for n, (name, members) in enumerate(groups.items()):
-        first = members[0]
-        label = f"{len(members)} seeds of {name}" if has_seeds else legend_name(first, runs[first])
-        color = COLORS[(n if has_seeds else first) % len(COLORS)]  # of single runs: as in the other picture
-        grid[0, 0].plot([], [], color=color, linewidth=1.8, label=label)
-        for axes, panel in zip(grid[:, 0], panels):
-            found = [curves[i][panel] for i in members if panel in curves[i]]
-            if found:
-                draw_curve(axes, found, color)
-    for axes, panel in zip(grid[:, 0], panels):
-        axes.set_ylabel(panel)
-        if panel != "reward":  # a length penalty can make it negative
-            axes.set_ylim(bottom=0)
-    title = "faint: single updates, bold: moving average over a tenth of the run"
-    if has_seeds:
-        title = "moving average over a tenth of each run; faint: single seeds, bold: their mean"
-    grid[0, 0].set_title(title, fontsize=9)
-    grid[-1, 0].set_xlabel("sampled completions")
-    grid[-1, 0].set_xlim(left=0)
-    figure.align_ylabels()
-    finish(figure, path)
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Table and pictures of all evaluated runs.")
+    parser = argparse.ArgumentParser(description="Table, paired tests and pictures of evaluated runs.")
     parser.add_argument(
         "paths",
         nargs="*",
-        help="*_metrics.json files, folders of them, or adapter folders with a log (default: results_dir)",
+        help="*_per_task.jsonl or *_metrics.json files, folders of them, or adapter folders with a log "
+        "(default: results_dir)",
     )
     parser.add_argument("--results_dir", default="results", help="where to write (default: %(default)s)")
+    parser.add_argument("--html", action="store_true", help="write report.html, too")
     args = parser.parse_args()
 
     sources = [Path(path) for path in args.paths or [args.results_dir]]
@@ -314,26 +345,37 @@ if __name__ == "__main__":
         if run := training_run(path):
             training.append(run)
         else:
-            files += [path] if path.suffix == ".json" else sorted(path.glob("*_metrics.json"))
+            files += [path] if path.suffix in (".json", ".jsonl") else sorted(path.glob("*_metrics.json"))
     if not files and not training:
         names = ", ".join(map(str, sources))
         raise SystemExit(f"No *_metrics.json or training log in {names}: run eval_humaneval.py first.")
-    runs = [read_metrics(file) for file in files]
+    runs = [read_run(file) for file in files]
     runs.sort(key=lambda run: ((*METHODS, run["method"]).index(run["method"]), run["exp_name"]))
     evaluated = [Path(run["model_path"]).resolve() for run in runs if run["model_path"]]
     training = [run for run in training if Path(run["model_path"]).resolve() not in evaluated]
     logs = [read_log(run) for run in runs + training]
+    pairs = [pair for pair in (compare(a, b) for a, b in combinations(runs, 2)) if pair]
 
     results_dir = Path(args.results_dir)
     try:
         results_dir.mkdir(parents=True, exist_ok=True)
         if runs:
-            text = (
-                markdown_table([table_row(run, log) for run, log in zip(runs, logs)]) + "\n\n" + notes(runs)
-            )
+            table = [table_row(run, log) for run, log in zip(runs, logs)]
+            text = f"{markdown_table(table)}\n\n{notes(runs)}"
+            if len(runs) > 1:
+                text += f"\n\n{describe_pairs(runs, pairs)}"
             print(text)
             (results_dir / "results.md").write_text(text + "\n", encoding="utf-8")
-            plot_pass_vs_length(runs, results_dir / "pass_vs_length.png")
-        plot_learning_curves(runs + training, logs, results_dir / "learning_curves.png")
+            lines = [json.dumps(pair) + "\n" for pair in pairs]
+            (results_dir / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+            report.plot_pass_vs_length(runs, results_dir / "pass_vs_length.png")
+            report.plot_outcomes(runs, results_dir / "outcomes.png")
+        report.plot_learning_curves(runs + training, logs, results_dir / "learning_curves.png")
+        if runs and args.html:
+            names = [run["exp_name"] for run in runs]
+            found = [{**pair, "a": names.index(pair["a"]), "b": names.index(pair["b"])} for pair in pairs]
+            for pair, shown in zip(pairs, found):
+                shown |= {"text": sentence(pair), "is_real": is_real(pair)}
+            report.write_report(results_dir, runs, [HEADER, *table], notes(runs), found)
     except OSError as error:
         raise SystemExit(f"Cannot write to {results_dir}: {error.strerror}. Choose another --results_dir.")

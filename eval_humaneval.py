@@ -323,6 +323,7 @@ ROW = {  # of results/<exp_name>_per_task.jsonl; what ends in _truncated is of t
     "task_id": str,
     "sample": int,  # 0 to n_samples - 1
     "completion": str,
+    "cut_at": int,  # characters of it that are left after truncation
     "gen_len": int,  # tokens, EOS included
     "hit_token_limit": bool,
     "passed": bool,
@@ -465,14 +466,15 @@ if __name__ == "__main__":
                 for b, ids in generate(model, tokenizer, [prompt_ids[i] for i, _ in batch], *sampling):
                     i, sample = batch[b]
                     completion = tokenizer.decode(ids, skip_special_tokens=True)
+                    texts = completion, truncate(tasks[i], completion)
                     row = {
                         "task_id": tasks[i]["task_id"],
                         "sample": sample,
                         "completion": completion,
+                        "cut_at": len(texts[1]),
                         "gen_len": len(ids),
                         "hit_token_limit": ids[-1] != tokenizer.eos_token_id,
                     }
-                    texts = completion, truncate(tasks[i], completion)
                     for text in texts:
                         if (i, text) not in verdicts:
                             verdicts[i, text] = start_scoring(sandbox, tasks[i], text)

@@ -62,7 +62,9 @@ evaluated() {
         [ ! "$2/run_config.json" -nt "results/$1_metrics.json" ]
 }
 evaluate() {
-    evaluated "$1" "$2" || python eval_humaneval.py \
+    RESUME=
+    [ "${FORCE:-0}" = 1 ] || [ ! -f "results/$1_unfinished.jsonl" ] || RESUME=--resume
+    evaluated "$1" "$2" || python eval_humaneval.py $RESUME \
         --exp_name "$1" \
         --model_path "$2" \
         --data_path "$TEST" \
@@ -99,4 +101,4 @@ for ALPHA in 0.01 0.03; do
     evaluate "${NAME}_$RUN" "$ADAPTER"
 done
 
-python compare_runs.py
+python compare_runs.py --html

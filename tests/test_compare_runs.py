@@ -1,4 +1,4 @@
-"""compare_runs.py: hand-computed table, notes and curves, labels that do not overlap, every refusal."""
+"""compare_runs.py: table, paired tests, notes and curves against numbers by hand; every refusal."""
 
 import json
 import subprocess
@@ -7,10 +7,13 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from matplotlib.text import Annotation, Text
 
 import compare_runs
+import report
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -101,12 +104,13 @@ def four_runs(tmp_path):
 def test_table(four_runs):
     done = compare(four_runs)
     assert done.returncode == 0, done.stderr
+    cut = "60.0 % (50.2 to 69.1)"  # (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
     assert cells(done.stdout) == [
-        ["zero", "base", "15.0 %", "60.0 %", "15 / 100", "256.0", "-"],
-        ["sft", "SFT", "50.0 %", "60.0 %", "50 / 100", "80.0", "1:01"],
-        ["b_rl", "REINFORCE", "30.0 %", "60.0 %", "30 / 100", "80.0", "-"],
-        ["z_rl", "REINFORCE", "7.0 %", "60.0 %", "7 / 100", "80.0", "1:02:05"],
-        ["a_ppo", "PPO", "40.0 %", "60.0 %", "40 / 100", "80.0", "-"],
+        ["zero", "base", "15.0 % (9.3 to 23.3)", cut, "15 / 100", "256.0", "-"],
+        ["sft", "SFT", "50.0 % (40.4 to 59.6)", cut, "50 / 100", "80.0", "1:01"],
+        ["b_rl", "REINFORCE", "30.0 % (21.9 to 39.6)", cut, "30 / 100", "80.0", "-"],
+        ["z_rl", "REINFORCE", "7.0 % (3.4 to 13.7)", cut, "7 / 100", "80.0", "1:02:05"],
+        ["a_ppo", "PPO", "40.0 % (30.9 to 49.8)", cut, "40 / 100", "80.0", "-"],
     ]
     assert "With 100 tasks" in done.stdout
     assert "up to 5.0 points" in done.stdout  # sqrt(0.5 * 0.5 / 100)
@@ -114,6 +118,7 @@ def test_table(four_runs):
     written = (four_runs / "results/results.md").read_text()
     assert cells(written) == cells(done.stdout)
     assert "up to 5.0 points" in written
+    assert "10 pairs are not compared" in done.stdout  # there is nothing but metrics
     assert_picture(four_runs / "results/pass_vs_length.png")
     assert_picture(four_runs / "results/learning_curves.png")
 
@@ -125,7 +130,7 @@ def test_files_and_folders_as_arguments(four_runs):
     done = compare(four_runs, "results/sft_metrics.json", "other/results", "--results_dir", "new/out")
     assert [row[0] for row in cells(done.stdout)] == ["elsewhere", "sft"]
     written = sorted(path.name for path in (four_runs / "new/out").iterdir())
-    assert written == ["pass_vs_length.png", "results.md"]
+    assert written == ["pairs.jsonl", "pass_vs_length.png", "results.md"]
     assert "learning_curves.png not drawn" in done.stdout
 
 
@@ -144,7 +149,7 @@ def test_optional_fields_may_be_missing(tmp_path):
     done = compare(tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert cells(done.stdout)[0] == ["_under$^$", "-", "50.0 %", "-", "50 / 100", "80.0", "-"]
+    assert cells(done.stdout)[0] == ["_under$^$", "-", "50.0 % (40.4 to 59.6)", "-", "50 / 100", "80.0", "-"]
     assert cells(done.stdout)[1][:2] == ["other", "DPO"]
     assert_picture(tmp_path / "results/pass_vs_length.png")
 
@@ -170,15 +175,186 @@ def test_duration(seconds, text):
 
 
 @pytest.mark.parametrize(
-    "change, word", [({"data_path": "data/train.jsonl"}, "data_path"), ({"num_tasks": 400}, "num_tasks")]
+    "change, word",
+    [
+        ({"data_path": "data/train.jsonl"}, "dataset_sha256"),
+        ({"num_tasks": 400}, "num_tasks"),
+        ({"protocol": {"precision": "bfloat16", "num_tasks": 100}}, "precision"),
+    ],
 )
-def test_runs_that_cannot_be_compared(tmp_path, change, word):
+def test_unequal_protocols(tmp_path, change, word):
     paths = [metrics(tmp_path, "a", pass_at_1=0.1), metrics(tmp_path, "b", **change)]
     warning, error = compare_runs.notes([compare_runs.read_metrics(path) for path in paths]).split("\n\n")
-    assert warning.startswith("Warning: these runs are not comparable") and word in warning
+    assert warning.startswith(f"Warning: unequal protocols, {word} differs: ")
+    assert warning.count(" in a") == warning.count(" in b") == 1
     # a: sqrt(0.1 * 0.9 / 100) = 3.0 points; b: sqrt(0.25 / 100) = 5.0 or sqrt(0.25 / 400) = 2.5
     assert ("3.0 points" if word == "num_tasks" else "5.0 points") in error
     assert ("With 100 or 400 tasks" if word == "num_tasks" else "With 100 tasks") in error
+
+
+# ---- pairs ----
+
+
+def tasks(passed, cut=None, samples=1):
+    """The rows of a run from strings of 0 and 1, of `samples` neighbours for each task."""
+    rows = []
+    for i, (raw, truncated) in enumerate(zip(passed, cut or passed, strict=True)):
+        row = {
+            "task_id": f"T/{i // samples}",
+            "sample": i % samples,
+            "gen_len": 10,
+            "completion": "\n    pass",
+        }
+        rows.append(row | {"passed": raw == "1", "passed_truncated": truncated == "1"})
+    return rows
+
+
+def write_rows(folder, name, rows):
+    (folder / "results").mkdir(exist_ok=True)
+    path = folder / f"results/{name}_per_task.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def pair_of(a, b):
+    runs = [{"exp_name": name, "rows": rows} for name, rows in (("A", a), ("B", b))]
+    return compare_runs.compare(*runs)
+
+
+def test_mcnemar_by_hand():
+    """5 gained, 1 lost: the sign test of 6 changes, p = 2 (C(6, 0) + C(6, 1)) / 2^6 = 14 / 64."""
+    a, b = tasks("1" * 8 + "0" * 25), tasks("0" + "1" * 7 + "1" * 5 + "0" * 20)
+    pair = pair_of(a, b)
+    assert pair["gained"] == [f"T/{i}" for i in range(8, 13)] and pair["lost"] == ["T/0"]
+    assert pair["p"] == pytest.approx(14 / 64)
+    assert compare_runs.sentence(pair) == (
+        "B solves 4 more of 33 than A; not distinguishable from chance (p = 0.22). "
+        "It gains 5 (0 only because it stops, 5 because the code is right) and loses 1."
+    )
+    back = compare_runs.sentence(pair_of(b, a))
+    assert back.startswith("B solves 4 fewer of 33 than A; not distinguishable from chance (p = 0.22). ")
+    same = compare_runs.sentence(pair_of(a, a))
+    assert (
+        same
+        == "B solves as many of 33 as A; not distinguishable from chance (p = 1). It gains 0 and loses 0."
+    )
+
+
+@pytest.mark.parametrize(
+    "gained, real", [(5, False), (6, True)]
+)  # p = 2 / 2^5 = 0.0625 and 2 / 2^6 = 0.03125
+def test_what_is_called_real(gained, real):
+    pair = pair_of(tasks("0" * 20), tasks("1" * gained + "0" * (20 - gained)))
+    assert pair["p"] == pytest.approx(2 / 2**gained)
+    assert ("; distinguishable from chance" in compare_runs.sentence(pair)) == real
+
+
+def test_a_gain_is_split_into_stopping_and_solving():
+    """A is right but does not stop on tasks 0 to 2; B stops there, and solves 3 and 4 as well."""
+    pair = pair_of(tasks("0000000001", cut="1110000001"), tasks("1111100001"))
+    assert pair["gained_by_stopping"] == ["T/0", "T/1", "T/2"]
+    assert (pair["change"], pair["change_truncated"]) == (pytest.approx(0.5), pytest.approx(0.2))
+    assert "5 (3 only because it stops, 2 because the code is right)" in compare_runs.sentence(pair)
+
+
+def test_several_samples_are_compared_by_a_bootstrap_over_tasks():
+    """50 tasks of 2 samples: 20 rise by 1/2. The mean is 0.2, its standard error sqrt(0.06 / 50) = 0.035."""
+    a = tasks("00" * 25 + "10" * 25, cut="10" * 5 + "00" * 20 + "10" * 25, samples=2)
+    b = tasks("10" * 20 + "00" * 5 + "10" * 25, samples=2)
+    pair = pair_of(a, b)
+    low, high = pair["interval"]
+    assert pair["change"] == pytest.approx(0.2) and "p" not in pair
+    assert (low, high) == (pytest.approx(0.2 - 0.068, abs=0.02), pytest.approx(0.2 + 0.068, abs=0.02))
+    text = compare_runs.sentence(pair)
+    assert text.startswith("B passes 20.0 points more often than A (95 % interval ")
+    assert text.endswith(
+        "; distinguishable from chance. Of +20.0, +5.0 come from stopping and +15.0 from the code."
+    )
+    assert pair_of(a, a)["interval"] == [0, 0] and not compare_runs.is_real(pair_of(a, a))
+
+
+def test_runs_on_other_tasks_are_not_paired():
+    assert pair_of(tasks("01"), tasks("010")) is None
+    assert pair_of(tasks("01"), None) is None
+
+
+def test_per_task_files_alone(tmp_path):
+    """As other tools write them: four fields, no metrics."""
+    few = [{key: row[key] for key in ("task_id", "passed", "gen_len", "completion")} for row in tasks("0011")]
+    write_rows(tmp_path, "A", few)
+    write_rows(tmp_path, "B", tasks("0111"))
+    done = compare(tmp_path, "results/A_per_task.jsonl", "results/B_per_task.jsonl", "--results_dir", "out")
+    assert done.returncode == 0, done.stderr
+    assert [row[:5] for row in cells(done.stdout)] == [
+        ["A", "-", "50.0 % (15.0 to 85.0)", "-", "2 / 4"],
+        ["B", "-", "75.0 % (30.1 to 95.4)", "-", "3 / 4"],
+    ]
+    assert (
+        "B solves 1 more of 4 than A; not distinguishable from chance (p = 1). It gains 1 and" in done.stdout
+    )
+    assert "- gained: T/1" in done.stdout and "- lost: none" in done.stdout
+    (pair,) = map(json.loads, (tmp_path / "out/pairs.jsonl").read_text().splitlines())
+    assert (pair["a"], pair["b"], pair["gained"], pair["p"]) == ("A", "B", ["T/1"], 1.0)
+
+
+def test_metrics_and_rows_that_disagree(tmp_path):
+    metrics(tmp_path, "a", num_tasks=4, num_pass=3, pass_at_1=0.75, num_pass_truncated=3)
+    write_rows(tmp_path, "a", tasks("0011"))
+    for argument in ("results", "results/a_per_task.jsonl", "results/a_metrics.json"):
+        assert_refused(compare(tmp_path, argument), "disagree", "a_metrics.json", "a_per_task.jsonl")
+
+
+GOOD = json.dumps(tasks("1")[0])
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "no row"),
+        (GOOD + "\n" + GOOD[:-5], "line 2"),
+        (GOOD + "\n" + GOOD, "line 2: .*twice"),
+        (GOOD.replace("true", "1"), "line 1: .*passed"),
+        (GOOD.replace('"T/0"', "0"), "line 1: .*task_id"),
+        (GOOD.replace('"task_id"', '"id"'), "line 1: .*task_id"),
+        (GOOD.replace("10,", '"ten",'), "line 1: .*gen_len"),
+        ("[1]", "line 1"),
+        ("null", "line 1"),
+        ("[" * 100_000, "line 1"),
+        ("1" * 5000, "line 1"),
+    ],
+)
+def test_broken_per_task_file(tmp_path, text, words):
+    path = tmp_path / "a_per_task.jsonl"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match=f"a_per_task.jsonl, .*{words}") as stop:
+        compare_runs.read_run(path)
+    assert "\n" not in stop.value.code
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.integers(-3, 300),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = [*compare_runs.REQUIRED, *compare_runs.OPTIONAL]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.fixed_dictionaries({}, optional={field: JSON for field in FIELDS}))
+def test_fuzz_metrics(tmp_path_factory, changes):
+    """Whatever a metrics file holds, it gives a row and its notes, or one line."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    path = metrics(folder, "a")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    before = path.read_bytes()
+    try:
+        run = compare_runs.read_run(path)
+    except SystemExit as stop:
+        assert str(path) in stop.code and "\n" not in stop.code
+    else:
+        assert len(compare_runs.table_row(run, [])) == len(compare_runs.HEADER)
+        compare_runs.notes([run, run])
+    assert path.read_bytes() == before
 
 
 def test_no_metrics(tmp_path):
@@ -240,7 +416,7 @@ def run_of(name, **changes):
 def figures(monkeypatch):
     """The figures as they would be saved."""
     caught = []
-    monkeypatch.setattr(compare_runs, "finish", lambda figure, path: caught.append(figure))
+    monkeypatch.setattr(report, "finish", lambda figure, path: caught.append(figure))
     yield caught
     plt.close("all")
 
@@ -262,7 +438,7 @@ def test_learning_curves(figures):
     ]
     rl = [{"base_reward": 0.5, "gen_len": 30}] * 3
     runs = [run_of("base", method="base"), run_of("ppo"), run_of("rl", method="REINFORCE")]
-    compare_runs.plot_learning_curves(runs, [[], ppo, rl], "unused.png")
+    report.plot_learning_curves(runs, [[], ppo, rl], "unused.png")
     drawn = drawn_by(figures[0])
     assert list(drawn) == ["pass rate (%)", "length (tokens)"]  # the logs say nothing of the others
     (x, y), (smooth_x, smooth_y), (rl_x, rl_y), _ = drawn["pass rate (%)"]
@@ -288,7 +464,7 @@ def test_panels_of_both_methods(figures):
     }
     rl = {"batch_size": 8, "num_completions": 8, "reward": 0.4, "base_reward": 0.75, "gen_len": 30}
     runs = [run_of("rl", method="REINFORCE"), run_of("ppo")]
-    compare_runs.plot_learning_curves(runs, [[rl] * 2, [ppo] * 2], "unused.png")
+    report.plot_learning_curves(runs, [[rl] * 2, [ppo] * 2], "unused.png")
     rl_curves = {"reward": [0.4] * 2, "pass rate (%)": [75] * 2, "length (tokens)": [30] * 2}
     ppo_curves = {
         "reward": [-0.2] * 2,
@@ -311,7 +487,7 @@ def test_panels_of_both_methods(figures):
     assert top.get_ylim()[0] < -0.2  # a negative reward is on the picture
     assert figures[0].axes[1].get_ylim()[0] == 0
 
-    compare_runs.plot_learning_curves(runs[:1], [[rl] * 2], "unused.png")
+    report.plot_learning_curves(runs[:1], [[rl] * 2], "unused.png")
     assert list(drawn_by(figures[1])) == list(rl_curves)  # of REINFORCE alone: no empty panels
 
 
@@ -321,7 +497,7 @@ def test_seeds_of_one_configuration_are_drawn_as_one(figures):
         [{"batch_size": 1, "avg_base_reward": level}] * n for level, n in ((0.2, 20), (0.6, 12), (0.9, 20))
     ]
     runs = [run_of("ppo_seed1"), run_of("ppo_seed12"), run_of("ppo_seed")]
-    compare_runs.plot_learning_curves(runs, logs, "unused.png")
+    report.plot_learning_curves(runs, logs, "unused.png")
     first, second, mean, *other = drawn_by(figures[0])["pass rate (%)"]
     assert first == (list(range(2, 21)), pytest.approx([20] * 19))
     assert second == (list(range(2, 13)), pytest.approx([60] * 11))
@@ -341,7 +517,7 @@ def test_learning_curves_of_broken_records(figures):
         "approx_kl": 0.1,
     }
     log = [good, {**good, "approx_kl": nan}, {**good, "num_completions": None, "avg_gen_len": "x"}, {}, good]
-    compare_runs.plot_learning_curves([run_of("ppo")], [log], "unused.png")
+    report.plot_learning_curves([run_of("ppo")], [log], "unused.png")
     drawn = drawn_by(figures[0])
     assert drawn["pass rate (%)"][0] == ([8, 16, 18, 27], [50] * 4)
     assert drawn["length (tokens)"][0] == ([8, 16, 27], [30] * 3)
@@ -408,7 +584,7 @@ def test_training_folder_without_a_complete_line(training):
     ],
 )
 def test_labels_do_not_overlap(figures, runs):
-    compare_runs.plot_pass_vs_length(runs, "unused.png")
+    report.plot_pass_vs_length(runs, "unused.png")
     axes = figures[0].axes[0]
     labels = [child for child in axes.get_children() if isinstance(child, Annotation)]
     assert [label.get_text() for label in labels] == [str(i + 1) for i in range(len(runs))]
@@ -420,7 +596,7 @@ def test_labels_do_not_overlap(figures, runs):
 
 
 def test_markers_of_one_run(figures):
-    compare_runs.plot_pass_vs_length([run_of("a", pass_at_1_truncated=0.0)], "unused.png")
+    report.plot_pass_vs_length([run_of("a", pass_at_1_truncated=0.0)], "unused.png")
     axes = figures[0].axes[0]
     markers = [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
     drawn = {line.get_markerfacecolor() == "none": (*line.get_xdata(), *line.get_ydata()) for line in markers}

@@ -10,7 +10,7 @@ SCRIPTS = ["train_sft_lora.py", "train_rl_lora.py", "train_ppo_lora.py", "eval_h
 
 
 def functions(script):
-    """{name: (syntax tree as text, its section's banner)} of the functions and classes of a script, but Config."""
+    """{name: (syntax tree as text, its section's banner)} of a script's functions and classes but Config."""
     source = (ROOT / script).read_text()
     lines = source.splitlines()
     found = {}

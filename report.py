@@ -1,0 +1,330 @@
+"""Pictures and the HTML page of compare_runs.py.
+
+report.html is report_template.html with everything in it: tables, pictures and completions, as one file that
+needs no network. What models wrote goes into it as data, and the page shows it as text.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from pygments.lexers import PythonLexer
+from pygments.token import STANDARD_TYPES
+from scipy.stats import binomtest
+
+from sandbox import read_tasks
+
+matplotlib.use("Agg")  # draws without a display
+import matplotlib.pyplot as plt  # noqa: E402
+
+METHODS = {"base": "s", "SFT": "D", "REINFORCE": "^", "PPO": "o"}  # in the order of the rows: marker
+PANELS = {  # label in the learning curves: factor, the field in the log of PPO or REINFORCE
+    "reward": (1, "avg_reward", "reward"),
+    "pass rate (%)": (100, "avg_base_reward", "base_reward"),
+    "length (tokens)": (1, "avg_gen_len", "gen_len"),
+    "approximate KL": (1, "approx_kl"),  # from the policy that sampled: how far one update moved
+    "clipped (%)": (100, "clip_frac"),
+}
+OUTCOMES = {  # in the order of the bars: label, colour
+    "passed": ("passed", "#2e9e5b"),
+    "failed": ("wrong answer", "#e0a030"),
+    "exception": ("exception", "#d9622b"),
+    "syntax": ("syntax error", "#b13c4f"),
+    "timeout": ("timeout", "#7a4fa3"),
+    "memory": ("out of memory", "#4a6fb5"),
+    "violation": ("violation", "#555555"),
+}
+COLORS = plt.get_cmap("tab10").colors
+
+
+# ---- pictures ----
+def first_number(record, fields):
+    """The first finite number among these fields of a log record, or None."""
+    values = [record.get(field) for field in fields]
+    return next((value for value in values if is_number(value)), None)
+
+
+def is_number(value):
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def interval(run, ending=""):
+    """95 % interval [low, high] of pass@1: the recorded one, else Wilson's; None if the files do not say."""
+    recorded, passed = run.get(f"interval{ending}"), run.get(f"num_pass{ending}")
+    if recorded or passed is None or run.get("num_samples") not in (None, run["num_tasks"]):
+        return recorded
+    found = binomtest(passed, run["num_tasks"]).proportion_ci(method="wilson")
+    return [float(found.low), float(found.high)]
+
+
+def legend_name(i, run):
+    """Begins with the number of the run: matplotlib hides names that begin with "_". "$" would be maths."""
+    return f"{i + 1}  {run['exp_name']}".replace("$", r"\$")
+
+
+def finish(figure, path):
+    """Light grid, and the legend outside on the right, where it hides no point."""
+    for axes in figure.axes:
+        axes.grid(color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=8)
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
+
+
+def place_label(spot, taken, scale):
+    """First place around spot (pixels) that is 11 points clear of all in taken; the offset in points."""
+    for radius in (14, 21, 29, 38):
+        for angle in np.arange(0, 2 * np.pi, np.pi / 4):
+            offset = radius * np.array([np.cos(angle), np.sin(angle)])
+            if all(math.dist(spot + scale * offset, other) > 11 * scale for other in taken):
+                taken.append(spot + scale * offset)
+                return offset
+    return offset  # too crowded: better on top of something than missing
+
+
+def plot_pass_vs_length(runs, path):
+    """One filled marker per run (raw), joined to a hollow one (truncated); numbers refer to the legend."""
+    figure, axes = plt.subplots(figsize=(6.5, 4.5), dpi=150)
+    lengths = np.array([run["avg_gen_len"] for run in runs])
+    raws = np.array([100 * run["pass_at_1"] for run in runs])
+    cuts = np.array(
+        [
+            raw if run["pass_at_1_truncated"] is None else 100 * run["pass_at_1_truncated"]
+            for run, raw in zip(runs, raws)
+        ]
+    )
+    limits = [100 * np.array(interval(run) or [run["pass_at_1"]] * 2) for run in runs]
+    for values, set_limits in ((lengths, axes.set_xlim), (np.append(cuts, limits), axes.set_ylim)):
+        pad = max(0.12 * np.ptp(values), 3)  # 3 tokens or points, where all values are equal
+        set_limits(values.min() - pad, values.max() + pad)
+
+    spots, tops = (axes.transData.transform(np.stack([lengths, y], axis=1)) for y in (raws, cuts))  # pixels
+    scale = figure.dpi / 72  # pixels per point
+    taken = list(np.linspace(spots, tops, 30).reshape(-1, 2))  # no label on a marker or a joining line
+    for i, (run, x, raw, cut) in enumerate(zip(runs, lengths, raws, cuts)):
+        color = COLORS[i % len(COLORS)]
+        style = {"marker": METHODS.get(run["method"], "X"), "color": color, "linestyle": "none"}
+        axes.vlines(x, *limits[i], color=color, linewidth=6, alpha=0.2)
+        # Of several runs in one spot the first are drawn larger, so that each still shows as a ring.
+        size = 7 + 4 * sum(math.dist(spots[i], later) < 8 for later in spots[i + 1 :])
+        if run["pass_at_1_truncated"] is not None:
+            axes.plot([x, x], [raw, cut], color=color, linewidth=0.8)
+            axes.plot(x, cut, markerfacecolor="none", markersize=size + 3, **style)
+        axes.plot(x, raw, markeredgecolor="white", markersize=size, **style)
+        axes.plot([], [], label=legend_name(i, run), **style)
+        axes.annotate(
+            str(i + 1),
+            (x, raw),
+            place_label(spots[i], taken, scale),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            color=color,
+            fontsize=9,
+            fontweight="bold",
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkB": 0},
+        )
+    axes.plot([], [], "o", color="grey", label="filled: raw")
+    axes.plot([], [], color="grey", linewidth=6, alpha=0.2, label="bar: its 95 % interval")
+    axes.plot([], [], "o", color="grey", markerfacecolor="none", label="hollow: truncated")
+    axes.set_xlabel("average completion length (tokens)")
+    axes.set_ylabel("pass@1 (%)")
+    finish(figure, path)
+
+
+def plot_outcomes(runs, path):
+    """What became of the completions of each run: as generated, and the thinner bar below, truncated."""
+    runs = [run for run in runs if run.get("outcomes")]
+    if not runs:
+        return
+    figure, axes = plt.subplots(figsize=(6.5, 0.8 + 0.42 * len(runs)), dpi=150)
+    for i, run in enumerate(runs):
+        for offset, height, counts in (
+            (0, 0.42, run["outcomes"]),
+            (0.33, 0.2, run.get("outcomes_truncated")),
+        ):
+            left = 0
+            for name in sorted(counts or {}, key=list(OUTCOMES).index):
+                width = 100 * counts[name] / sum(counts.values())
+                axes.barh(i + offset, width, height, left, color=OUTCOMES[name][1])
+                left += width
+    shown = {name for run in runs for name in (*run["outcomes"], *(run.get("outcomes_truncated") or ()))}
+    for name, (label, color) in OUTCOMES.items():
+        if name in shown:
+            axes.bar(0, 0, color=color, label=label)
+    axes.set_yticks(range(len(runs)), [run["exp_name"].replace("$", r"\$") for run in runs])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("completions (%); thin bars: truncated")
+    finish(figure, path)
+
+
+def learning_curves(log):
+    """{panel: (sampled completions, values)}, without the records and panels that have no number."""
+    counts = [first_number(record, ("num_completions", "batch_size")) or 1 for record in log]
+    curves = {}
+    for panel, (factor, *fields) in PANELS.items():
+        values = [first_number(record, fields) for record in log]
+        points = [(x, factor * y) for x, y in zip(np.cumsum(counts), values) if y is not None]
+        if points:
+            curves[panel] = np.array(points).T  # (2, number of points)
+    return curves
+
+
+def moving_average(curve):
+    """A curve (2, n) averaged over a tenth of its points, each average at its last point."""
+    samples, values = curve
+    window = math.ceil(len(values) / 10)
+    return np.stack([samples[window - 1 :], np.convolve(values, np.ones(window) / window, "valid")])
+
+
+def draw_curve(axes, curves, color):
+    """The points of one run and their moving average; of several seeds, theirs and the mean of these."""
+    thin = curves
+    bold = moving_average(curves[0])
+    if len(curves) > 1:
+        thin = [moving_average(curve) for curve in curves]
+        shortest = min(curve.shape[1] for curve in thin)  # a seed that still trains
+        bold = np.mean([curve[:, :shortest] for curve in thin], axis=0)
+    marker = "o" if bold.shape[1] == 1 else None
+    for curve in thin:
+        axes.plot(*curve, color=color, linewidth=0.7, alpha=0.25, marker=marker)
+    axes.plot(*bold, color=color, linewidth=1.8, marker=marker)
+
+
+def plot_learning_curves(runs, logs, path):
+    """What the training logs say of each update, over the number of completions sampled so far.
+
+    Runs whose names differ in "_seed1" at their end only are drawn as one.
+    """
+    curves = [learning_curves(log) for log in logs]
+    panels = [panel for panel in PANELS if any(panel in curve for curve in curves)]
+    if not panels:
+        print(f"No REINFORCE or PPO training log found: {path} not drawn.")
+        return
+    groups = {}  # name: the numbers of its runs
+    for i, run in enumerate(runs):
+        if curves[i]:
+            groups.setdefault(re.sub(r"_seed\d+$", "", run["exp_name"]), []).append(i)
+    has_seeds = any(len(members) > 1 for members in groups.values())
+    size = (6.5, 0.7 + 1.9 * len(panels))
+    figure, grid = plt.subplots(len(panels), 1, figsize=size, dpi=150, sharex=True, squeeze=False)
+    for n, (name, members) in enumerate(groups.items()):
+        first = members[0]
+        label = f"{len(members)} seeds of {name}" if has_seeds else legend_name(first, runs[first])
+        color = COLORS[(n if has_seeds else first) % len(COLORS)]  # of single runs: as in the other picture
+        grid[0, 0].plot([], [], color=color, linewidth=1.8, label=label)
+        for axes, panel in zip(grid[:, 0], panels):
+            found = [curves[i][panel] for i in members if panel in curves[i]]
+            if found:
+                draw_curve(axes, found, color)
+    for axes, panel in zip(grid[:, 0], panels):
+        axes.set_ylabel(panel)
+        if panel != "reward":  # a length penalty can make it negative
+            axes.set_ylim(bottom=0)
+    title = "faint: single updates, bold: moving average over a tenth of the run"
+    if has_seeds:
+        title = "moving average over a tenth of each run; faint: single seeds, bold: their mean"
+    grid[0, 0].set_title(title, fontsize=9)
+    grid[-1, 0].set_xlabel("sampled completions")
+    grid[-1, 0].set_xlim(left=0)
+    figure.align_ylabels()
+    finish(figure, path)
+
+
+# ---- page ----
+PICTURES = {  # in the order of the page: file, caption
+    "pass_vs_length.png": "pass@1 against the average length of a completion. One colour per run: filled as "
+    "generated, hollow cut at the first stop word; the bar is the 95 % interval of the former.",
+    "outcomes.png": "What became of the completions: thick bars as generated, thin ones cut.",
+    "learning_curves.png": "What the training logs say of each update.",
+}
+SHOWN_SAMPLES = 5  # of each task and run; the files hold all
+
+
+class Codes(dict):
+    """{source: number}; lines() holds the tokens of each, which the page colours."""
+
+    def __missing__(self, source):
+        self[source] = len(self)
+        return self[source]
+
+    def lines(self):
+        """For each source its lines, each a list of [class of pygments, text]."""
+        found = []
+        for source in self:
+            lines = [[]]
+            for kind, text in PythonLexer(stripnl=False, ensurenl=False).get_tokens(source):
+                for i, part in enumerate(text.split("\n")):
+                    if i:
+                        lines.append([])
+                    if part:
+                        lines[-1].append([STANDARD_TYPES.get(kind, ""), part])
+            found.append(lines)
+        return found
+
+
+def prompts(runs):
+    """{task_id: prompt} from the task files that are still what the runs were evaluated on."""
+    found = {}
+    for run in runs:
+        path, digest = Path(run["data_path"] or ""), (run["protocol"] or {}).get("dataset_sha256")
+        if path.is_file() and digest == hashlib.sha256(path.read_bytes()).hexdigest():
+            found |= {task["task_id"]: task["prompt"].rstrip() for task in read_tasks(path)}
+    return found
+
+
+def page_data(runs, table, notes, pairs):
+    """What the page's script reads, as a dict: see report_template.html."""
+    codes = Codes()
+    texts = prompts(runs)
+    tasks = {}  # task_id: for each run its completions
+    for i, run in enumerate(runs):
+        for row in run["rows"] or ():
+            shown = tasks.setdefault(row["task_id"], [[] for _ in runs])[i]
+            if len(shown) < SHOWN_SAMPLES:
+                names = "passed passed_truncated outcome outcome_truncated message message_truncated gen_len"
+                completion = row.get("completion", "")
+                kept = completion[: row.get("cut_at", len(completion))]
+                # The newline at the beginning ends the last line of the prompt.
+                text, kept_text = completion.removeprefix("\n"), kept.removeprefix("\n")
+                entry = {"code": codes[text], "cut": kept_text.count("\n") + 1}  # lines before the stop word
+                entry["is_cut"] = kept != completion
+                shown.append(entry | {name: row.get(name) for name in names.split()})
+    return {
+        "table": table,
+        "notes": notes,
+        "runs": [run["exp_name"] for run in runs],
+        "pairs": pairs,
+        "outcomes": {name: label for name, (label, _) in OUTCOMES.items()},
+        "tasks": [
+            {"id": name, "prompt": codes[texts[name]] if name in texts else None, "runs": found}
+            for name, found in tasks.items()
+        ],
+        "codes": codes.lines(),
+    }
+
+
+def write_report(results_dir, runs, table, notes, pairs):
+    """Write results_dir/report.html from the pictures there and page_data's arguments."""
+    page = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
+    figures = ""
+    for name, caption in PICTURES.items():
+        if (results_dir / name).exists():
+            image = base64.b64encode((results_dir / name).read_bytes()).decode()
+            figures += f'<figure><div><img alt="{caption}" src="data:image/png;base64,{image}"></div>'
+            figures += f"<figcaption>{caption}</figcaption></figure>\n"
+    # In JSON, < can only stand in a string; escaped, no text can end the element that holds it.
+    data = json.dumps(page_data(runs, table, notes, pairs)).replace("<", "\\u003c")
+    script = re.search(r"<script>(.*)</script>", page, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    for marker, text in {"SCRIPT_SHA256": digest, "FIGURES": figures, "DATA": data}.items():
+        page = page.replace("{{" + marker + "}}", text)
+    (results_dir / "report.html").write_text(page, encoding="utf-8")
