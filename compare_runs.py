@@ -122,12 +122,17 @@ def read_rows(path):
     return rows
 
 
+def stem_of(path):
+    """What the names of a run's two files have in common."""
+    return re.sub(r"_(metrics\.json|per_task\.jsonl)$", "", str(path))
+
+
 def read_run(path):
     """A run from its metrics or its per-task file: its metrics and, in "rows", its completions (or None).
 
     SystemExit where the two files disagree. A per-task file alone, as other tools write it, is enough.
     """
-    stem = re.sub(r"_(metrics\.json|per_task\.jsonl)$", "", str(path))
+    stem = stem_of(path)
     metrics_path, rows_path = Path(f"{stem}_metrics.json"), Path(f"{stem}_per_task.jsonl")
     rows = read_rows(rows_path) if path == rows_path or rows_path.exists() else None
     if rows is None or metrics_path.exists():
@@ -349,7 +354,12 @@ if __name__ == "__main__":
     if not files and not training:
         names = ", ".join(map(str, sources))
         raise SystemExit(f"No *_metrics.json or training log in {names}: run eval_humaneval.py first.")
-    runs = [read_run(file) for file in files]
+    files = {stem_of(file): file for file in files}  # a run may be named by both of its files
+    runs = [read_run(file) for file in files.values()]
+    names = [run["exp_name"] for run in runs]
+    for run, stem in zip(runs, files):
+        if names.count(run["exp_name"]) > 1:  # from two folders
+            run["exp_name"] = stem
     runs.sort(key=lambda run: ((*METHODS, run["method"]).index(run["method"]), run["exp_name"]))
     evaluated = [Path(run["model_path"]).resolve() for run in runs if run["model_path"]]
     training = [run for run in training if Path(run["model_path"]).resolve() not in evaluated]

@@ -69,7 +69,7 @@ class Config:
     max_new_tokens: int = 256
     temperature: float = 0.0  # 0 is greedy
     top_p: float = 1.0
-    batch_size: int = 32  # completions generated at a time: bounds the memory, does not change the scores
+    batch_size: int = 64  # completions generated at a time: bounds the memory, does not change the scores
     # -- scoring --
     time_limit: float = 5.0  # seconds per program
     # -- other --
@@ -481,6 +481,8 @@ if __name__ == "__main__":
                     scoring.append((row, *(verdicts[i, text] for text in texts)))
             except FloatingPointError as error:
                 raise SystemExit(f"{cfg.model_path}: {error}; it has diverged, evaluate an earlier adapter")
+            except torch.OutOfMemoryError:
+                raise SystemExit("out of memory: lower --batch_size; --resume goes on from here")
             except KeyboardInterrupt:
                 raise SystemExit("interrupted; --resume goes on from here")
             is_last = first + len(batch) == len(todo)

@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import eval_speed  # noqa: E402
 import gpu  # noqa: E402
 import rl_update  # noqa: E402
 
@@ -77,3 +78,16 @@ def test_one_measured_update(tmp_path, what):
     assert all(len(record[name]) == 1 for name in rl_update.PARTS)
     assert 0 < record["rollout"][0] + record["update"][0] < record["seconds"][0] * 1.001
     assert 1 <= record["gen_len"][0] <= 8
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_evaluation_benchmark_compares_equal_work(tmp_path, monkeypatch, batch_size):
+    """The loop over tasks and the script give the same completions and verdicts, which it checks itself."""
+    lines = (ROOT / "data/mini_test.jsonl").read_text().splitlines(keepends=True)[:4]
+    (tmp_path / "tasks.jsonl").write_text("".join(lines))
+    monkeypatch.setattr(eval_speed, "NEW_TOKENS", 24)
+    monkeypatch.setattr(sys, "argv", [])
+    naive, rows = eval_speed.one_at_a_time(tmp_path / "tasks.jsonl")
+    mine, same = eval_speed.script(tmp_path / "tasks.jsonl", batch_size)
+    assert rows == same and len(rows) == 4 and all(0 < row[2] <= 24 for row in rows)
+    assert naive > 0 and mine > 0

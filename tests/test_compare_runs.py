@@ -297,6 +297,20 @@ def test_per_task_files_alone(tmp_path):
     assert (pair["a"], pair["b"], pair["gained"], pair["p"]) == ("A", "B", ["T/1"], 1.0)
 
 
+def test_one_name_in_two_folders(tmp_path):
+    """The folders tell them apart; a run named by both of its files is one run."""
+    for folder, passed in (("one", "0011"), ("two", "0111")):
+        (tmp_path / folder).mkdir()
+        write_rows(tmp_path / folder, "a", tasks(passed))
+    metrics(tmp_path / "two", "a", num_tasks=4, num_pass=3, pass_at_1=0.75, num_pass_truncated=3)
+    files = [f"{folder}/results/a_per_task.jsonl" for folder in ("one", "two")] + [
+        "two/results/a_metrics.json"
+    ]
+    done = compare(tmp_path, *files, "--results_dir", "out")
+    assert done.returncode == 0, done.stderr
+    assert sorted(row[0] for row in cells(done.stdout)) == ["one/results/a", "two/results/a"]
+
+
 def test_metrics_and_rows_that_disagree(tmp_path):
     metrics(tmp_path, "a", num_tasks=4, num_pass=3, pass_at_1=0.75, num_pass_truncated=3)
     write_rows(tmp_path, "a", tasks("0011"))

@@ -545,6 +545,7 @@ def test_export_when_the_model_does_not_begin_with_the_newline(tmp_path):
     cases = [
         body,
         " " + body,
+        ".strip()" + body,
         "  # a comment" + body,
         ": wrong" + body,
         "",
