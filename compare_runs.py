@@ -20,14 +20,15 @@ import argparse
 import json
 import math
 import re
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest, bootstrap, permutation_test
 
 import report
-from report import METHODS, interval, is_number
+from report import METHODS, data_of, interval, is_number
 
 REQUIRED = {"exp_name": str, "num_tasks": int, "num_pass": int, "pass_at_1": float, "avg_gen_len": float}
 OPTIONAL = {
@@ -76,6 +77,10 @@ def read_metrics(path):
         run = json.loads(path.read_text(encoding="utf-8"))
         for field, kind in {**REQUIRED, **OPTIONAL}.items():
             run[field] = None if field in OPTIONAL and run.get(field) is None else kind(run[field])
+            if kind is str and run[field] and (len(run[field].encode()) > 1000 or "\0" in run[field]):
+                raise ValueError("too long, or no text")
+        if not isinstance((run["protocol"] or {}).get("versions", {}), dict):
+            raise ValueError("its versions are no object")
         for field, low, high in RANGES:
             if run[field] is not None and not low <= run[field] <= high:  # NaN is in no range
                 raise ValueError(f"{run[field]} is not between {low} and {high:g}")
@@ -86,6 +91,8 @@ def read_metrics(path):
         for field in "outcomes", "outcomes_truncated":
             counts = run[field] or {}
             if counts.keys() - report.OUTCOMES.keys() or not all(type(n) is int for n in counts.values()):
+                raise ValueError(f"{counts} are not counts of outcomes")
+            if counts and not (min(counts.values()) >= 0 and 0 < sum(counts.values()) < 1e9):
                 raise ValueError(f"{counts} are not counts of outcomes")
         for field in "num_pass", "num_pass_truncated":
             if not 0 <= (run[field] or 0) <= (run["num_samples"] or run["num_tasks"]):
@@ -109,6 +116,9 @@ def read_rows(path):
             for field, kind in {**ROW, **ROW_OPTIONAL}.items():
                 if type(row[field] if field in ROW else row.get(field, kind())) is not kind:
                     raise TypeError(f"{field} is not {kind.__name__}")
+            if not 0 <= row.get("gen_len", 0) < 1e9:
+                raise ValueError("gen_len is not between 0 and 1e9")
+            row["task_id"].encode()  # half a surrogate pair is no text
             name = row["task_id"], row.get("sample", 0)
             if name in seen:
                 raise ValueError(f"{name[0]!r} is there twice")
@@ -127,6 +137,22 @@ def stem_of(path):
     return re.sub(r"_(metrics\.json|per_task\.jsonl)$", "", str(path))
 
 
+def figures(rows):
+    """What of a run's metrics follows from its rows; None for what they lack."""
+    found = dict.fromkeys(OPTIONAL)
+    found |= {"num_tasks": len({row["task_id"] for row in rows}), "num_samples": len(rows)}
+    for ending in "", "_truncated":
+        rates = pass_rates(rows, f"passed{ending}")
+        if rates:
+            found[f"num_pass{ending}"] = sum(row[f"passed{ending}"] for row in rows)
+            found[f"pass_at_1{ending}"] = sum(rates.values()) / len(rates)
+        if all(row.get(f"outcome{ending}") in report.OUTCOMES for row in rows):
+            found[f"outcomes{ending}"] = dict(Counter(row[f"outcome{ending}"] for row in rows))
+    if all("gen_len" in row for row in rows):
+        found["avg_gen_len"] = sum(row["gen_len"] for row in rows) / len(rows)
+    return found
+
+
 def read_run(path):
     """A run from its metrics or its per-task file: its metrics and, in "rows", its completions (or None).
 
@@ -134,20 +160,20 @@ def read_run(path):
     """
     stem = stem_of(path)
     metrics_path, rows_path = Path(f"{stem}_metrics.json"), Path(f"{stem}_per_task.jsonl")
-    rows = read_rows(rows_path) if path == rows_path or rows_path.exists() else None
-    if rows is None or metrics_path.exists():
-        run = read_metrics(metrics_path if rows is not None else path)
-        if rows and (sum(row["passed"] for row in rows), len({row["task_id"] for row in rows})) != (
-            run["num_pass"],
-            run["num_tasks"],
+    if path != rows_path and not rows_path.exists():
+        return {**read_metrics(path), "rows": None}
+    rows = read_rows(rows_path)
+    found = figures(rows)
+    if not metrics_path.exists():
+        return {"avg_gen_len": 0.0, **found, "exp_name": Path(stem).name, "rows": rows}
+    run = read_metrics(metrics_path)
+    for field, value in found.items():
+        is_number = isinstance(value, (int, float)) and run.get(field) is not None
+        if not (
+            math.isclose(run[field], value) if is_number else value is None or run[field] in (None, value)
         ):
-            raise SystemExit(f"{rows_path} and {metrics_path} disagree: evaluate that run again.")
-        return {**run, "rows": rows}
-    rate = pass_rates(rows, "passed").values()
-    lengths = [row["gen_len"] for row in rows if "gen_len" in row]
-    run = dict.fromkeys(OPTIONAL) | {"exp_name": Path(stem).name, "num_tasks": len(rate), "rows": rows}
-    run |= {"num_samples": len(rows), "num_pass": sum(row["passed"] for row in rows)}
-    return run | {"pass_at_1": sum(rate) / len(rate), "avg_gen_len": sum(lengths) / max(1, len(lengths))}
+            raise SystemExit(f"{metrics_path} and {rows_path} disagree on {field}: evaluate that run again.")
+    return {**run, "rows": rows}
 
 
 def read_log(run):
@@ -188,9 +214,10 @@ def pass_rates(rows, field):
 def compare(a, b):
     """What changes from run a to run b, as a dict; None where they do not have the same tasks, or no rows.
 
-    "p" (McNemar, exact) with one completion per task, else "interval" of the mean change (bootstrap).
+    "p" is of McNemar's exact test where each task has one completion, else of a permutation test; then
+    "interval" is that of the mean change, by a bootstrap over tasks (percentile).
     """
-    if not a["rows"] or not b["rows"]:
+    if not a["rows"] or not b["rows"] or len({data_of(run) for run in (a, b)} - {None}) > 1:
         return None
     before, after = pass_rates(a["rows"], "passed"), pass_rates(b["rows"], "passed")
     if before.keys() != after.keys():
@@ -199,15 +226,17 @@ def compare(a, b):
     pair = {"a": a["exp_name"], "b": b["exp_name"], "num_tasks": len(change), "change": change.mean().item()}
     pair["gained"] = [task_id for task_id in before if after[task_id] > before[task_id]]
     pair["lost"] = [task_id for task_id in before if after[task_id] < before[task_id]]
-    if {*before.values(), *after.values()} <= {0, 1}:
-        num_changed = len(pair["gained"]) + len(pair["lost"])
-        pair["p"] = float(binomtest(len(pair["gained"]), num_changed).pvalue) if num_changed else 1.0
-    elif np.ptp(change) > 0:
-        pair["interval"] = list(
-            map(float, bootstrap((change,), np.mean, method="percentile", rng=0).confidence_interval)
-        )
-    else:
-        pair["interval"] = [pair["change"]] * 2
+    num_changed = len(pair["gained"]) + len(pair["lost"])
+    pair["p"] = 1.0  # nothing has changed, or one task alone, which tells nothing
+    if len(a["rows"]) == len(b["rows"]) == len(change):
+        if num_changed:
+            pair["p"] = float(binomtest(len(pair["gained"]), num_changed).pvalue)
+    elif len(change) > 1:
+        pair["p"] = float(permutation_test((change,), np.mean, permutation_type="samples", rng=0).pvalue)
+        limits = [pair["change"]] * 2
+        if np.ptp(change) > 0:
+            limits = bootstrap((change,), np.mean, method="percentile", rng=0).confidence_interval
+        pair["interval"] = [float(limit) for limit in limits]
     cut_before, cut_after = (pass_rates(run["rows"], "passed_truncated") for run in (a, b))
     if cut_before and cut_after:
         pair["change_truncated"] = float(np.mean([cut_after[name] - cut_before[name] for name in before]))
@@ -215,42 +244,35 @@ def compare(a, b):
     return pair
 
 
-def is_real(pair):
-    """Whether chance does not explain the change, at 5 %."""
-    return pair["p"] < 0.05 if "p" in pair else not pair["interval"][0] <= 0 <= pair["interval"][1]
-
-
 def sentence(pair):
     """The comparison in words."""
-    verdict = "distinguishable from chance" if is_real(pair) else "not distinguishable from chance"
+    verdict = "distinguishable from chance" if pair["p"] < 0.05 else "not distinguishable from chance"
+    verdict += " (p < 0.001)" if pair["p"] < 0.001 else f" (p = {pair['p']:.2g})"
     change = pair["change"]
+    if "interval" in pair:
+        low, high = (100 * limit for limit in pair["interval"])
+        than = f"{100 * abs(change):.1f} points {'more' if change > 0 else 'less'} often than"
+        text = f"{pair['b']} passes {than if change else 'as often as'} {pair['a']} "
+        text += f"(95 % interval {low:.1f} to {high:.1f}); {verdict}."
+        if change and "change_truncated" in pair:
+            code = pair["change_truncated"]
+            text += f" Of {100 * change:+.1f}, {100 * (change - code):+.1f} come from stopping and"
+            text += f" {100 * code:+.1f} from the code."
+        return text
+    number = abs(round(change * pair["num_tasks"]))
     how = "more" if change > 0 else "fewer"
-    if "p" in pair:
-        number = abs(round(change * pair["num_tasks"]))
-        p = "p < 0.001" if pair["p"] < 0.001 else f"p = {pair['p']:.2g}"
-        than = (
-            f"{number} {how} of {pair['num_tasks']} than" if number else f"as many of {pair['num_tasks']} as"
-        )
-        text = f"{pair['b']} solves {than} {pair['a']}; {verdict} ({p}). "
-        split = ""
-        if pair["gained"] and "gained_by_stopping" in pair:
-            stops = len(pair["gained_by_stopping"])
-            right = len(pair["gained"]) - stops
-            split = f" ({stops} only because it stops, {right} because the code is right)"
-        return text + f"It gains {len(pair['gained'])}{split} and loses {len(pair['lost'])}."
-    low, high = (100 * limit for limit in pair["interval"])
-    text = f"{pair['b']} passes {100 * abs(change):.1f} points {how if change > 0 else 'less'} often than "
-    text += f"{pair['a']} (95 % interval {low:.1f} to {high:.1f}); {verdict}."
-    if "change_truncated" in pair:
-        code = pair["change_truncated"]
-        text += f" Of {100 * change:+.1f}, {100 * (change - code):+.1f} come from stopping and"
-        text += f" {100 * code:+.1f} from the code."
-    return text
+    than = f"{number} {how} of {pair['num_tasks']} than" if number else f"as many of {pair['num_tasks']} as"
+    split = ""
+    if pair["gained"] and "gained_by_stopping" in pair:
+        stops = len(pair["gained_by_stopping"])
+        split = f" ({stops} only because it stops, {len(pair['gained']) - stops} because the code is right)"
+    text = f"{pair['b']} solves {than} {pair['a']}; {verdict}."
+    return f"{text} It gains {len(pair['gained'])}{split} and loses {len(pair['lost'])}."
 
 
 def describe_pairs(runs, pairs):
     """All comparisons in words, as a list in Markdown."""
-    lines = [f"- {sentence(pair)}" for pair in pairs]
+    lines = [f"- {pair['text']}" for pair in pairs]
     if len(pairs) == 1:
         lines += [f"- {word}: {', '.join(pairs[0][word]) or 'none'}" for word in ("gained", "lost")]
     left_out = len(runs) * (len(runs) - 1) // 2 - len(pairs)
@@ -287,7 +309,7 @@ def table_row(run, log):
     """The cells of one run, in the order of HEADER; "-" where the files do not say."""
     seconds = log[-1].get("seconds") if log else None
     return (
-        run["exp_name"],
+        " ".join(run["exp_name"].replace("|", "\\|").split()),
         run["method"] or "-",
         score_cell(run),
         score_cell(run, "_truncated"),
@@ -314,6 +336,8 @@ def notes(runs):
     protocols = [{**(run.get("protocol") or {}), "num_tasks": run["num_tasks"]} for run in runs]
     for protocol, run in zip(protocols, runs):
         protocol.setdefault("dataset_sha256", run["data_path"])
+        versions = protocol.pop("versions", None) or {}
+        protocol |= {f"version of {name}": version for name, version in versions.items()}
     for field in sorted({field for protocol in protocols for field in protocol}):
         values = {}
         for protocol, run in zip(protocols, runs):
@@ -349,11 +373,13 @@ if __name__ == "__main__":
     for path in sources:
         if run := training_run(path):
             training.append(run)
-        else:
-            files += [path] if path.suffix in (".json", ".jsonl") else sorted(path.glob("*_metrics.json"))
-    if not files and not training:
-        names = ", ".join(map(str, sources))
-        raise SystemExit(f"No *_metrics.json or training log in {names}: run eval_humaneval.py first.")
+            continue
+        found = [path]
+        if path.suffix not in (".json", ".jsonl"):
+            found = [*path.glob("*_metrics.json"), *path.glob("*_per_task.jsonl")]
+        if not found:
+            raise SystemExit(f"No *_metrics.json or training log in {path}: run eval_humaneval.py first.")
+        files += sorted(found)
     files = {stem_of(file): file for file in files}  # a run may be named by both of its files
     runs = [read_run(file) for file in files.values()]
     names = [run["exp_name"] for run in runs]
@@ -365,8 +391,11 @@ if __name__ == "__main__":
     training = [run for run in training if Path(run["model_path"]).resolve() not in evaluated]
     logs = [read_log(run) for run in runs + training]
     pairs = [pair for pair in (compare(a, b) for a, b in combinations(runs, 2)) if pair]
+    for pair in pairs:
+        pair["text"] = sentence(pair)
 
     results_dir = Path(args.results_dir)
+    pictures = []
     try:
         results_dir.mkdir(parents=True, exist_ok=True)
         if runs:
@@ -378,14 +407,13 @@ if __name__ == "__main__":
             (results_dir / "results.md").write_text(text + "\n", encoding="utf-8")
             lines = [json.dumps(pair) + "\n" for pair in pairs]
             (results_dir / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
-            report.plot_pass_vs_length(runs, results_dir / "pass_vs_length.png")
-            report.plot_outcomes(runs, results_dir / "outcomes.png")
-        report.plot_learning_curves(runs + training, logs, results_dir / "learning_curves.png")
+            pictures.append(report.plot_pass_vs_length(runs, results_dir / "pass_vs_length.png"))
+            pictures.append(report.plot_outcomes(runs, results_dir / "outcomes.png"))
+        pictures.append(
+            report.plot_learning_curves(runs + training, logs, results_dir / "learning_curves.png")
+        )
         if runs and args.html:
-            names = [run["exp_name"] for run in runs]
-            found = [{**pair, "a": names.index(pair["a"]), "b": names.index(pair["b"])} for pair in pairs]
-            for pair, shown in zip(pairs, found):
-                shown |= {"text": sentence(pair), "is_real": is_real(pair)}
-            report.write_report(results_dir, runs, [HEADER, *table], notes(runs), found)
+            page, drawn = results_dir / "report.html", filter(None, pictures)
+            report.write_report(page, drawn, runs, [HEADER, *table], notes(runs), pairs)
     except OSError as error:
         raise SystemExit(f"Cannot write to {results_dir}: {error.strerror}. Choose another --results_dir.")

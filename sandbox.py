@@ -319,6 +319,8 @@ class Handle:
         return self._ask("call", self._target, encode(args), encode(kwargs))
 
     def __getattr__(self, name):
+        if name.startswith("__array"):  # numpy would take an address in memory from the program
+            raise AttributeError(name)
         return self._ask("get", self._target, encode([name]), encode({}))
 
     def __setattr__(self, name, value):
@@ -472,6 +474,16 @@ def run_job(control, files, timeout, rights):
     return was_confined, status, late, usage.ru_utime + usage.ru_stime, time.monotonic() - start
 
 
+def of_one_shape(compare, shape):
+    """Return numpy's comparison without broadcasting: it would find [] close to every number."""
+
+    def compare_strictly(found, expected, *args, **kwargs):
+        assert shape(found) == shape(expected), "another shape"
+        return compare(found, expected, *args, **kwargs)
+
+    return compare_strictly
+
+
 def zygote():
     """Serve jobs until the trainer closes its socket or dies."""
     if "PYTHONHOME" not in os.environ:  # a descriptor, so that another user can use a Python below /root
@@ -487,8 +499,10 @@ def zygote():
     if numpy_folder:  # now, as nothing outside the standard library can be read later
         os.environ["OPENBLAS_NUM_THREADS"] = "1"
         sys.path.append(numpy_folder)
-        __import__("numpy.testing")
+        numpy = __import__("numpy.testing")
         sys.path.pop()
+        for module, name in ((numpy, "allclose"), (numpy.testing, "assert_allclose")):
+            setattr(module, name, of_one_shape(getattr(module, name), numpy.shape))
         TESTS_ONLY.extend(name for name in sys.modules if name.split(".")[0] == "numpy")
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # short of memory, the kernel takes us and not the trainer
@@ -506,6 +520,7 @@ def zygote():
     code = ctypes.create_string_buffer(bpf)
     program = struct.pack("HP", len(bpf) // 8, ctypes.addressof(code)) if bpf else b""
     ruleset, version = landlock_ruleset() if "landlock" in layers else (-1, 0)
+    memory_mb += 128 * bool(numpy_folder)  # what numpy takes of it
     limits = {"AS": memory_mb << 20, "CPU": int(timeout) + 3, "CORE": 0, "NOFILE": HOME_FD + 1}
     limits["NPROC"] = 4096 if bpf else 0  # of the user; without seccomp neither processes nor threads
     limits = {getattr(resource, f"RLIMIT_{name}"): limit for name, limit in limits.items()}
@@ -564,6 +579,7 @@ class CountAsserts(ast.NodeTransformer):
     visit_TryStar = visit_With = visit_Try
 
 
+CALL_CHECK = "\n\ncheck(__candidate__)\n"
 COMPILING = threading.Lock()  # ast.parse is not thread-safe in Python 3.11: "recursion depth mismatch"
 
 
@@ -695,10 +711,11 @@ def check(candidate):
 """
 
 
-def firejail():
+def firejail(numpy_folder=""):
     """Return the command that takes network and home from a zygote, [] where firejail is not installed."""
     path, home = shutil.which("firejail"), os.path.expanduser("~/")
-    needed = [path for path in (sys.base_prefix, os.path.abspath(__file__)) if path.startswith(home)]
+    needed = (sys.base_prefix, os.path.abspath(__file__), numpy_folder)
+    needed = [path for path in needed if path.startswith(home)]
     files = [f"--whitelist={path}" for path in needed] or ["--private"]
     return [path, "--quiet", "--noprofile", "--net=none", *files] if path else []
 
@@ -707,7 +724,7 @@ class Sandbox(ExitStack):
     """Checks programs, `workers` at a time (None: one per available core). Use `with`, or call close().
 
     A program has memory_mb of address space and `timeout` seconds; 5 * timeout + 1 if it queues for a core.
-    Where the tests of `tasks` need numpy, as those of HumanEval+ do, tests can import it; programs cannot.
+    Where the tests of `tasks` need numpy, as those of HumanEval+ do, tests can import it, programs cannot.
     wrapper: a command around each zygote; "auto" is firejail, where it has an effect. require: what must be
     true in `report`; None is all of ACTS, or the words in the environment variable SANDBOX_REQUIRE. Raises
     SystemExit where something of that is not true, or nothing runs.
@@ -719,10 +736,10 @@ class Sandbox(ExitStack):
             raise SystemExit("sandbox.py needs Linux (on Windows use WSL2, on a Mac a Linux container)")
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         numpy_folder = ""
-        if any("import numpy" in task["test"] for task in tasks):
+        if any("numpy" in task["test"] for task in tasks):
             numpy_folder = os.path.dirname(os.path.dirname(importlib.util.find_spec("numpy").origin))
         tried = []
-        for command in [firejail(), []] if wrapper == "auto" else [list(wrapper)]:
+        for command in [firejail(numpy_folder), []] if wrapper == "auto" else [list(wrapper)]:
             self.workers = [
                 Worker(command, timeout, memory_mb, numpy_folder) for _ in range(workers or max(1, cores))
             ]
@@ -802,7 +819,7 @@ class Sandbox(ExitStack):
 
         The test's helpers come from `prompt`, never from the program. Outcome "error": our own fault.
         """
-        return self._test(code, f"{test}\n\ncheck(__candidate__)\n", entry_point, prompt, False)
+        return self._test(code, test + CALL_CHECK, entry_point, prompt, False)
 
     def check_asserts(self, code, asserts, setup="", entry_point=""):
         """Run the program `code` and a list of asserts that use its names, as in MBPP.
@@ -873,7 +890,8 @@ def read_tasks(path):
             mistakes[number] = error
     if mistakes:
         number, error = next(iter(mistakes.items()))
-        more = f" (broken lines: {', '.join(map(str, mistakes))})" if len(mistakes) > 1 else ""
+        some = ", ".join(map(str, list(mistakes)[:20])) + ", ..." * (len(mistakes) > 20)
+        more = f" ({len(mistakes)} broken lines: {some})" if len(mistakes) > 1 else ""
         raise SystemExit(f"{path}, line {number}: {error}{more}")
     if not tasks:
         raise SystemExit(f"{path}: there is no task in it")
@@ -892,6 +910,10 @@ def read_task(line):
         if not isinstance(task, dict) or not isinstance(task.get(field), str):
             raise ValueError(f"field {field!r} is missing or not a string")
         task[field].encode()  # a UnicodeEncodeError, for half a surrogate pair, is a ValueError
+    try:
+        compile_test(task["test"] + CALL_CHECK, task["prompt"])  # which is kept for its first use
+    except SyntaxError as error:
+        raise ValueError(f"its test does not compile: {error}") from None
     return task
 
 
@@ -903,17 +925,12 @@ def from_mbpp_plus(task):
     try:
         names = [node.name for node in ast.parse(task["code"]).body if isinstance(node, ast.FunctionDef)]
         called = [name for name in names if re.search(rf"\b{name}\b", task["test_list"][0])]
-        test = [
-            *task["test_imports"],
-            f"candidate = {called[-1]}",
-            task["test"],
-            "def check(candidate): pass",
-        ]
+        test = [f"candidate = {called[-1]}", task["test"], "def check(candidate): pass"]
         return {
             "task_id": f"Mbpp/{task['task_id']}",
             "prompt": f'"""\n{task["prompt"]}\n{task["test_list"][0]}\n"""\n',
             "canonical_solution": task["code"].strip("\n") + "\n",
-            "test": "\n".join(test),
+            "test": "\n".join(task["test_imports"] + test),
             "entry_point": called[-1],
         }
     except (LookupError, TypeError, SyntaxError, AttributeError) as error:

@@ -62,9 +62,9 @@ evaluated() {
         [ ! "$2/run_config.json" -nt "results/$1_metrics.json" ]
 }
 evaluate() {
-    RESUME=
-    [ "${FORCE:-0}" = 1 ] || [ ! -f "results/$1_unfinished.jsonl" ] || RESUME=--resume
-    evaluated "$1" "$2" || python eval_humaneval.py $RESUME \
+    evaluated "$1" "$2" && return
+    [ "${FORCE:-0}" != 1 ] || rm -f "results/$1_unfinished.jsonl"
+    python eval_humaneval.py $([ ! -f "results/$1_unfinished.jsonl" ] || echo --resume) \
         --exp_name "$1" \
         --model_path "$2" \
         --data_path "$TEST" \

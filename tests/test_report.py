@@ -1,5 +1,6 @@
 """report.html: its figures follow from the files beside it, and a browser shows completions as text."""
 
+import base64
 import hashlib
 import json
 import re
@@ -129,19 +130,27 @@ def test_figures_of_the_report_follow_from_the_files(tmp_path):
         rows = [json.loads(line) for line in (tmp_path / f"{name}_per_task.jsonl").read_text().splitlines()]
         assert [task["id"] for task in data["tasks"]] == [row["task_id"] for row in rows]
         for task, row in zip(data["tasks"], rows):
-            (entry,) = task["runs"][i]
+            assert (task["runs"][i]["n"], task["runs"][i]["passed"]) == (1, row["passed"])
+            (entry,) = task["runs"][i]["shown"]
             assert {key: entry[key] for key in row if key in entry} == {
                 key: row[key] for key in row if key in entry
             }
             assert {"passed", "outcome", "gen_len", "message"} <= set(row) & set(entry)
             text = "\n".join("".join(text for _, text in line) for line in data["codes"][entry["code"]])
             assert text == row["completion"].removeprefix("\n")
-        score = sum(task["runs"][i][0]["passed"] for task in data["tasks"])
+        score = sum(task["runs"][i]["passed"] for task in data["tasks"])
         assert data["table"][i + 1][4] == f"{score} / {len(data['tasks'])}"
     assert len(data["pairs"]) == len(data["runs"]) * (len(data["runs"]) - 1) // 2
-    for pair, line in zip(data["pairs"], (tmp_path / "pairs.jsonl").read_text().splitlines(), strict=True):
-        assert {**pair, **json.loads(line), "a": pair["a"], "b": pair["b"]} == pair
-        assert f"- {pair['text']}" in lines
+    assert data["pairs"] == [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert all(f"- {pair['text']}" in lines for pair in data["pairs"])
+
+
+def test_old_pictures_of_other_runs_are_left_out(tmp_path):
+    for path in TINY.glob("tiny_base*"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "learning_curves.png").write_bytes(b"old")
+    page = report_of(tmp_path).read_text()
+    assert page.count("<figure>") == 2 and base64.b64encode(b"old").decode() not in page
 
 
 def test_the_page_is_one_file(hostile):
@@ -176,6 +185,22 @@ def test_folder_that_cannot_be_written(tmp_path):
 
 
 # ---- in a browser ----
+
+
+def test_all_samples_count_and_what_is_not_known_is_not_called_wrong(tmp_path, opened):
+    """20 completions, of which the seventh passes, against 20 that fail; T/1 is a task of run b alone."""
+    for name, passing in (("a", ()), ("b", (6,))):
+        rows = [{"task_id": "T/0", "sample": i, "passed": i in passing} for i in range(20)]
+        rows += [{"task_id": "T/1", "sample": 0, "passed": True}] if name == "b" else []
+        (tmp_path / f"{name}_per_task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = opened(report_of(tmp_path))
+    assert page.locator("#list button").all_inner_texts() == ["T/0\nA 0/20 B 1/20", "T/1\nA – B ✓"]
+    page.locator("#change").select_option("gained")
+    assert listed(page) == ["T/0"]
+    assert page.locator(".all .name").all_inner_texts()[:2] == ["a, sample 1 of 20 ", "a, sample 2 of 20 "]
+    page.locator("#change").select_option("all")
+    page.locator("#ending").select_option("_truncated")
+    assert page.locator("#list button").first.inner_text() == "T/0\nA – B –"
 
 
 def test_completions_are_text(hostile, opened):
