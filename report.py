@@ -296,15 +296,13 @@ def page_data(runs, table, notes, pairs):
     for i, run in enumerate(runs):
         texts = prompts(run)
         for row in run["rows"] or ():
-            name = row["task_id"]
-            empty = {"id": name, "prompt": None, "runs": []}
-            task = tasks.setdefault((name, data_of(run) if is_mixed else None), empty)
-            task["runs"] += [
-                {"n": 0, "passed": 0, "passed_truncated": 0, "shown": []} for _ in runs[len(task["runs"]) :]
-            ]
-            if name in texts:
-                task["prompt"] = codes[texts[name]]
-            found = task["runs"][i]
+            name = row["task_id"], data_of(run) if is_mixed else None
+            if name not in tasks:
+                empty = [{"n": 0, "passed": 0, "passed_truncated": 0, "shown": []} for _ in runs]
+                tasks[name] = {"id": name[0], "prompt": None, "runs": empty}
+            if name[0] in texts:
+                tasks[name]["prompt"] = codes[texts[name[0]]]
+            found = tasks[name]["runs"][i]
             found["n"] += 1
             for field in "passed", "passed_truncated":
                 known = found[field] is not None and field in row

@@ -495,7 +495,7 @@ def zygote():
         __import__(name)
     control = socket.socket(fileno=os.dup(0))
     os.dup2(1, 0)  # /dev/null
-    layers, timeout, memory_mb, numpy_folder = json.loads(control.recv(999))
+    layers, timeout, memory_mb, numpy_folder = json.loads(control.recv(9999))
     if numpy_folder:  # now, as nothing outside the standard library can be read later
         os.environ["OPENBLAS_NUM_THREADS"] = "1"
         sys.path.append(numpy_folder)
@@ -568,10 +568,7 @@ class CountAsserts(ast.NodeTransformer):
         return ast.copy_location(wrapper, node)
 
     def visit_Expr(self, node):
-        is_assert = isinstance(node.value, ast.Call) and ast.unparse(node.value.func).startswith(
-            "np.testing."
-        )
-        return self.visit_Assert(node) if is_assert else node
+        return self.visit_Assert(node) if ast.unparse(node).startswith("np.testing.assert") else node
 
     def visit_Try(self, node):
         return node  # a handler may wait for this very assert
