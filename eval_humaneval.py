@@ -321,7 +321,7 @@ def sha256(*paths):
 
 
 def model_files(folder):
-    """What defines a model or an adapter: weights, configuration, tokenizer. None for a name on the hub."""
+    """What defines a model or an adapter: weights, configuration, tokenizer; [] for a name on the hub."""
     names = "*.safetensors", "adapter_config.json", "config.json", "tokenizer*.json"
     return [path for name in names for path in sorted(Path(folder).glob(name))]
 
