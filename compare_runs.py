@@ -168,10 +168,9 @@ def read_run(path):
         return {"avg_gen_len": 0.0, **found, "exp_name": Path(stem).name, "rows": rows}
     run = read_metrics(metrics_path)
     for field, value in found.items():
-        is_number = isinstance(value, (int, float)) and run.get(field) is not None
-        if not (
-            math.isclose(run[field], value) if is_number else value is None or run[field] in (None, value)
-        ):
+        if value is None or run.get(field) is None:
+            continue
+        if run[field] != value and not (isinstance(value, float) and math.isclose(run[field], value)):
             raise SystemExit(f"{metrics_path} and {rows_path} disagree on {field}: evaluate that run again.")
     return {**run, "rows": rows}
 
