@@ -12,8 +12,9 @@ Writes  results.md, pairs.jsonl (tasks gained and lost), pass_vs_length.png, out
 
 Two runs solve the same tasks, so they are compared task by task: by McNemar's exact test (McNemar 1947),
 which asks whether chance would gain and lose so unequally many; or, with several completions per task, by a
-bootstrap over tasks. What B gains is split: a task that A solves, too, once its completion is cut at the
-first stop word is gained only because B stops; for the others B's code is right where A's was wrong.
+permutation test, with a bootstrap interval over tasks. What B gains is split: a task that A solves, too, once
+its completion is cut at the first stop word is gained only because B stops; for the others B's code is right
+where A's was wrong.
 """
 
 import argparse

@@ -457,6 +457,7 @@ BREAKS = {
     "list": lambda text: text + "[]\n",
     "missing field": lambda text: text.replace('"gen_len"', '"gen"'),
     "verdict": lambda text: text.replace('"gen_len"', '"passed": true, "gen_len"'),
+    "other model": lambda text: text.replace('"model_sha256": "', '"model_sha256": "0'),
     "other protocol": lambda text: text.replace('"max_new_tokens": 24', '"max_new_tokens": 25'),
 }
 
@@ -483,7 +484,7 @@ def test_damaged_unfinished_file(interrupted, name):
     assert {path: path.read_bytes() for path in (folder / "results").iterdir()} == before
 
 
-def test_resuming_with_another_adapter_configuration_is_refused(tmp_path):
+def test_the_hash_of_a_model_covers_all_of_its_files(tmp_path):
     """What defines the model is part of an evaluation's identity, not only its weights."""
     for name in ("model.safetensors", "adapter_config.json", "config.json", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
@@ -499,7 +500,7 @@ def test_resuming_with_another_adapter_configuration_is_refused(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[1]", "3"])
 def test_damaged_run_config(folder, text):
-    """A broken file beside the adapter ends the run before anything is loaded for long."""
+    """A broken file beside the adapter ends the run before anything is generated."""
     adapter = folder / "adapter"
     base = AutoModelForCausalLM.from_pretrained(BASE)
     get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(adapter)
