@@ -46,7 +46,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers import HfArgumentParser, TopPLogitsWarper
 from transformers.cache_utils import Cache, DynamicLayer
 
-from sandbox import Sandbox, preflight, program, read_tasks, start_scoring
+from sandbox import Sandbox, overlap, preflight, program, read_tasks, start_scoring
 
 # ---- hyperparameters --------------------------------------------------------------------------------
 
@@ -326,6 +326,29 @@ def model_files(folder):
     return [path for name in names for path in sorted(Path(folder).glob(name))]
 
 
+def read_run_config(folder):
+    """What the training run that made this adapter wrote about itself; {} where it wrote nothing."""
+    path = Path(folder, "run_config.json")
+    try:
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise SystemExit(f"{path} is damaged: {error}; delete it")
+
+
+def overlaps(run_config, data_path):
+    """What the evaluation file shares with each file that the adapter, or the one before it, learnt from."""
+    found = []
+    while "train_path" in run_config and len(found) < 9:  # two adapters may name each other
+        path, digest = run_config["train_path"], run_config.get("train_sha256")
+        if Path(path).is_file() and sha256(path) == digest:
+            found.append({"train_path": path, **overlap(read_tasks(path), data_path)})
+        else:
+            summary = f"overlap: {path} is not the file that was trained on: nothing compared"
+            found.append({"train_path": path, "summary": summary})
+        run_config = read_run_config(run_config["sft_model"]) if "sft_model" in run_config else {}
+    return found
+
+
 def git_revision():
     """Of the repository that holds this script, "-dirty" where a file was changed; None outside git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
@@ -409,14 +432,13 @@ if __name__ == "__main__":
             f"cannot write to {cfg.results_dir} ({error.strerror}); choose another --results_dir"
         )
     is_lora = Path(cfg.model_path, "adapter_config.json").is_file()
-    run_config = {}  # of the training run, where the folder has one
+    run_config, shared = {}, []  # of the training run, where the folder has one
     if is_lora:
         model, tokenizer = load_adapter(cfg.model_path, device, is_trainable=False)
-        if Path(cfg.model_path, "run_config.json").is_file():
-            try:
-                run_config = dict(json.loads(Path(cfg.model_path, "run_config.json").read_text()))
-            except (OSError, ValueError, TypeError) as error:
-                raise SystemExit(f"{cfg.model_path}/run_config.json is damaged: {error}; delete it")
+        run_config = read_run_config(cfg.model_path)
+        shared = overlaps(run_config, cfg.data_path)
+        for file in shared:
+            print(f"{file['train_path']}: {file['summary']}")
     else:
         try:
             model, tokenizer = load_base(cfg.model_path, device)
@@ -541,6 +563,7 @@ if __name__ == "__main__":
         **scores(rows, cfg.n_samples, sorted({1, *ks})),
         "eval_seconds": time.time() - start,  # since the last start
         "data_path": cfg.data_path,
+        "overlap": shared,
         "model_sha256": model_sha256,
         "hub_commit": identity["hub_commit"],
         "protocol": {**protocol, "batch_size": cfg.batch_size, "git_revision": git_revision()},

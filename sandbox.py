@@ -47,6 +47,7 @@ if not IS_ZYGOTE:  # every fork would copy what the zygote does not need
     import subprocess
     import tempfile
     import threading
+    from collections import Counter, defaultdict
     from concurrent.futures import ThreadPoolExecutor, as_completed
     from dataclasses import dataclass
     from itertools import chain
@@ -867,6 +868,17 @@ CHEATS = [*(f"\n    return None\n\n\n{attack}\n" for attack in ATTACKS), EQUAL]
 
 def read_tasks(path):
     """Read tasks in HumanEval's format, or MBPP+'s (.jsonl or .jsonl.gz); mistakes end in one clear line."""
+    tasks, mistakes = read_task_lines(path)
+    if mistakes:
+        number, error = next(iter(mistakes.items()))
+        some = ", ".join(map(str, list(mistakes)[:20])) + ", ..." * (len(mistakes) > 20)
+        more = f" ({len(mistakes)} broken lines: {some})" if len(mistakes) > 1 else ""
+        raise SystemExit(f"{path}, line {number}: {error}{more}")
+    return tasks
+
+
+def read_task_lines(path):
+    """Return the tasks of a file and, by line number, what is wrong with other lines; or raise SystemExit."""
     opener = gzip.open if str(path).endswith(".gz") else open
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
@@ -885,14 +897,9 @@ def read_tasks(path):
                 tasks[task["task_id"]] = task
         except (ValueError, RecursionError) as error:
             mistakes[number] = error
-    if mistakes:
-        number, error = next(iter(mistakes.items()))
-        some = ", ".join(map(str, list(mistakes)[:20])) + ", ..." * (len(mistakes) > 20)
-        more = f" ({len(mistakes)} broken lines: {some})" if len(mistakes) > 1 else ""
-        raise SystemExit(f"{path}, line {number}: {error}{more}")
-    if not tasks:
+    if not tasks and not mistakes:
         raise SystemExit(f"{path}: there is no task in it")
-    return list(tasks.values())
+    return list(tasks.values()), mistakes
 
 
 def read_task(line):
@@ -932,6 +939,46 @@ def from_mbpp_plus(task):
         }
     except (LookupError, TypeError, SyntaxError, AttributeError) as error:
         raise ValueError(f"not a task of MBPP+: {type(error).__name__}: {error}") from None
+
+
+NGRAM, SHARED = 8, 0.7  # PaLM calls a task contaminated from here on (arXiv:2204.02311, section 8)
+
+
+def ngrams(task):
+    """Return the set of 8-grams of words in prompt and solution, without case and punctuation."""
+    words = re.findall(r"\w+", (task["prompt"] + task["canonical_solution"]).lower())
+    return {tuple(words[first : first + NGRAM]) for first in range(max(1, len(words) - NGRAM + 1))}
+
+
+def overlap(train_tasks, test_path):
+    """Return what training tasks share with the tasks of an evaluation: a dict, its "summary" one line.
+
+    "pairs" has, for each test task of whose 8-grams a single training task holds at least 70 %, its id,
+    that training task's, and the share. Paraphrases are not found.
+    """
+    if not os.path.exists(test_path):
+        return {"test_path": test_path, "summary": f"overlap: {test_path} is not there: nothing compared"}
+    holders = defaultdict(list)  # of an n-gram: the training tasks that have it
+    for task in train_tasks:
+        for gram in ngrams(task):
+            holders[gram].append(task["task_id"])
+    test_tasks, pairs = read_tasks(test_path), []
+    for task in test_tasks:
+        grams = ngrams(task)
+        common = Counter(name for gram in grams for name in holders.get(gram, ())).most_common(1)
+        pairs += [(task["task_id"], name, count / len(grams)) for name, count in common]
+    pairs = sorted((pair for pair in pairs if pair[2] >= SHARED), key=lambda pair: -pair[2])
+    files = [{task["task_id"].split("/")[0] for task in tasks} for tasks in (train_tasks, test_tasks)]
+    benchmarks = sorted(set.intersection(*files))
+    summary = f"overlap: {len(pairs)} of {len(test_tasks)} tasks in {test_path} share {SHARED:.0%} of their "
+    summary += f"{NGRAM}-grams with one training task"
+    if pairs:
+        summary += f" (most: {pairs[0][0]} with {pairs[0][1]}, {pairs[0][2]:.0%})"
+    if benchmarks:
+        summary += (
+            f"; warning: both files are from {', '.join(benchmarks)}, so the score is not one on new tasks"
+        )
+    return {"test_path": test_path, "pairs": pairs, "same_benchmark": benchmarks, "summary": summary}
 
 
 def program(task, completion):

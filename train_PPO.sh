@@ -80,6 +80,7 @@ evaluate "${NAME}_base" "$MODEL"
 trained "$SFT" "$MODEL" || python train_sft_lora.py $(resume "$SFT") \
     --model_name "$MODEL" \
     --train_path "$TRAIN" \
+    --test_path "$TEST" \
     --output_dir "$SFT" \
     --learning_rate "$SFT_LR"
 evaluate "${NAME}_sft" "$SFT"
@@ -93,6 +94,7 @@ for ALPHA in 0.01 0.03; do
         trained "$ADAPTER" "$SFT" || python train_ppo_lora.py $(resume "$ADAPTER") \
             --sft_model "$SFT" \
             --train_path "$TRAIN" \
+            --test_path "$TEST" \
             --output_dir "$ADAPTER" \
             --max_new_tokens "$NEW_TOKENS" \
             --length_penalty_alpha "$ALPHA" \

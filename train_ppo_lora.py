@@ -43,7 +43,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers import HfArgumentParser, TopPLogitsWarper
 from transformers.cache_utils import Cache, DynamicLayer
 
-from sandbox import Sandbox, preflight, read_tasks, start_scoring
+from sandbox import Sandbox, overlap, preflight, read_tasks, start_scoring
 
 # ---- hyperparameters ----------------------------------------------------------------------------------
 
@@ -54,6 +54,7 @@ class Config:
 
     # -- files --
     train_path: str = "data/humaneval_train.jsonl"
+    test_path: str = "data/humaneval_test.jsonl"  # of the later evaluation: only compared with
     dev_path: str = ""  # tasks to evaluate on while training; left out of the training tasks
     sft_model: str = "checkpoints/deepseek_1_3b_lora_sft_v2"  # adapter folder to start from
     output_dir: str = "checkpoints/deepseek_1_3b_lora_ppo_alpha0.01_4"
@@ -423,6 +424,8 @@ if __name__ == "__main__":
     dev_tasks = read_tasks(cfg.dev_path) if cfg.dev_path else []
     dev_ids = {task["task_id"] for task in dev_tasks}
     others = [task for task in read_tasks(cfg.train_path) if task["task_id"] not in dev_ids]
+    shared = overlap(others, cfg.test_path)
+    accelerator.print(shared["summary"])
     model, tokenizer = load_adapter(cfg.sft_model, device, is_trainable=True)
     if cfg.kl_coef > 0:  # a frozen second adapter; with none at all, the reference would be the base model
         model.load_adapter(cfg.sft_model, "reference", torch_device=device)
@@ -441,7 +444,7 @@ if __name__ == "__main__":
     accelerator.print(f"{cfg.num_updates} updates of {sizes}")
 
     may_change = "output_dir num_updates micro_batch_size gradient_checkpointing resume save_every patience"
-    may_change += " max_bad_updates report_to log_every"
+    may_change += " max_bad_updates report_to log_every test_path"
     identity = {name: value for name, value in asdict(cfg).items() if name not in may_change.split()}
     weights = f"{cfg.sft_model}/adapter_model.safetensors"
     for name, path in ("train", cfg.train_path), ("dev", cfg.dev_path), ("sft", weights):
@@ -462,6 +465,7 @@ if __name__ == "__main__":
     start = time.time() - state["seconds"]
     progress = tqdm(total=cfg.num_updates, initial=state["done"], disable=None if is_main else True)
     run_config = {**asdict(cfg), **identity, "method": "PPO", "sandbox": sandbox.report}
+    run_config["overlap"] = shared
     stopped = ""  # why, where that is not after the last update
     try:
         while state["done"] < cfg.num_updates and not 0 < cfg.patience <= state["waited"]:

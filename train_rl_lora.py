@@ -42,7 +42,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers import HfArgumentParser, TopPLogitsWarper
 from transformers.cache_utils import Cache, DynamicLayer
 
-from sandbox import Sandbox, preflight, read_tasks, start_scoring
+from sandbox import Sandbox, overlap, preflight, read_tasks, start_scoring
 
 # ---- hyperparameters ----------------------------------------------------------------------------------
 
@@ -53,6 +53,7 @@ class Config:
 
     # -- files --
     train_path: str = "data/humaneval_train.jsonl"
+    test_path: str = "data/humaneval_test.jsonl"  # of the later evaluation: only compared with
     dev_path: str = ""  # tasks to evaluate on while training; left out of the training tasks
     sft_model: str = "checkpoints/deepseek_1_3b_lora_sft_v2"  # adapter folder to start from
     output_dir: str = "checkpoints/deepseek_1_3b_lora_rl_alpha0.01_100"
@@ -404,6 +405,8 @@ if __name__ == "__main__":
     dev_tasks = read_tasks(cfg.dev_path) if cfg.dev_path else []
     dev_ids = {task["task_id"] for task in dev_tasks}
     others = [task for task in read_tasks(cfg.train_path) if task["task_id"] not in dev_ids]
+    shared = overlap(others, cfg.test_path)
+    accelerator.print(shared["summary"])
     model, tokenizer = load_adapter(cfg.sft_model, device, is_trainable=True)
     for module in model.modules():  # a reloaded adapter brings its dropout back, rollouts have none
         if isinstance(module, torch.nn.Dropout):
@@ -419,7 +422,7 @@ if __name__ == "__main__":
     accelerator.print(f"{cfg.num_steps} steps x {cfg.batch_size} tasks x {cfg.samples_per_task} samples")
 
     may_change = "output_dir num_steps micro_batch_size gradient_checkpointing resume save_every patience"
-    may_change += " max_bad_steps report_to log_every"
+    may_change += " max_bad_steps report_to log_every test_path"
     identity = {name: value for name, value in asdict(cfg).items() if name not in may_change.split()}
     weights = f"{cfg.sft_model}/adapter_model.safetensors"
     for name, path in ("train", cfg.train_path), ("dev", cfg.dev_path), ("sft", weights):
@@ -440,6 +443,7 @@ if __name__ == "__main__":
     start = time.time() - state["seconds"]
     progress = tqdm(total=cfg.num_steps, initial=state["done"], disable=None if is_main else True)
     run_config = {**asdict(cfg), **identity, "method": "REINFORCE", "sandbox": sandbox.report}
+    run_config["overlap"] = shared
     stopped = ""  # why, where that is not after the last update
     try:
         while state["done"] < cfg.num_steps and not 0 < cfg.patience <= state["waited"]:

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
 from transformers import get_linear_schedule_with_warmup, set_seed
 
-from sandbox import read_tasks, reference
+from sandbox import overlap, read_tasks, reference
 
 # ---- hyperparameters --------------------------------------------------------------------------------
 
@@ -44,6 +44,7 @@ class Config:
 
     # -- files --
     train_path: str = "data/humaneval_train.jsonl"
+    test_path: str = "data/humaneval_test.jsonl"  # of the later evaluation: only compared with
     model_name: str = "deepseek-ai/deepseek-coder-1.3b-base"  # hub name or folder
     output_dir: str = "checkpoints/deepseek_1_3b_lora_sft_v2"
     # -- adapter --
@@ -236,6 +237,8 @@ if __name__ == "__main__":
     is_main = accelerator.is_main_process
     rank, world = accelerator.process_index, accelerator.num_processes
     tasks = read_tasks(cfg.train_path)
+    shared = overlap(tasks, cfg.test_path)
+    accelerator.print(shared["summary"])
     try:
         model, tokenizer = load_base(cfg.model_name, device)
     except (OSError, ValueError) as error:
@@ -271,7 +274,7 @@ if __name__ == "__main__":
     accelerator.print(f"{sum(p.numel() for p in trainable)} trained parameters")
 
     may_change = "output_dir resume save_every max_bad_steps report_to log_every per_device_train_batch_size"
-    may_change += " gradient_accumulation_steps"
+    may_change += " gradient_accumulation_steps test_path"
     identity = {name: value for name, value in asdict(cfg).items() if name not in may_change.split()}
     identity["rows_per_step"] = rows_per_step
     identity["train_sha256"] = hashlib.sha256(Path(cfg.train_path).read_bytes()).hexdigest()
@@ -347,7 +350,8 @@ if __name__ == "__main__":
         for p, saved in zip(trainable, state["good"]):
             p.data.copy_(saved)
     if is_main:
-        run_config = {**asdict(cfg), "method": "SFT", "steps_done": state["done"], "finished": not stopped}
+        run_config = {**asdict(cfg), **identity, "method": "SFT", "overlap": shared}
+        run_config |= {"steps_done": state["done"], "finished": not stopped}
         save_adapter(model, tokenizer, cfg.output_dir, run_config)
         print(f"saved {cfg.output_dir}" + f" ({stopped} after {state['done']} steps)" * bool(stopped))
     accelerator.end_training()

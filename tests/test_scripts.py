@@ -66,7 +66,7 @@ def work(tmp_path_factory):
     for side, number in (("train", 24), ("test", 8)):
         head = (ROOT / f"data/mini_{side}.jsonl").read_text().splitlines(keepends=True)[:number]
         (work / f"{side}.jsonl").write_text("".join(head))
-    train = ("--train_path", work / "train.jsonl")
+    train = ("--train_path", work / "train.jsonl", "--test_path", work / "test.jsonl")
     sft_flags = ("--max_steps", 8, "--learning_rate", 2e-3)  # enough for some completions to end and to pass
     start = (*train, "--sft_model", work / "sft", *RL)
     ppo_flags = ("--num_updates", 2, "--length_penalty_alpha", 0.03, "--batch_size", 6)
@@ -93,6 +93,9 @@ def test_output_folder_is_complete(work, name, log):
     config = json.loads((folder / "run_config.json").read_text())
     assert config["finished"] and config["seed"] == 42
     assert config["method"] == {"sft": "SFT", "rl": "REINFORCE", "ppo": "PPO"}[name]
+    assert config["overlap"]["pairs"] == [] and len(config["train_sha256"]) == 64
+    script = {"sft": "train_sft_lora.py", "rl": "train_rl_lora.py", "ppo": "train_ppo_lora.py"}[name]
+    assert config["overlap"]["summary"] in (work / f"{script}.out").read_text()
     PeftModel.from_pretrained(ppo.load_base(BASE, "cpu")[0], folder)
 
 
@@ -171,6 +174,9 @@ def test_evaluation_of_base_and_adapter_then_table(work):
         assert metrics["num_tasks"] == 8
         assert metrics["sandbox"]["network"] is True
         assert metrics["is_lora"] == (name != "base")
+        trained_on = [work / "train.jsonl"] * {"base": 0, "sft": 1, "ppo": 2}[name]
+        assert [file["train_path"] for file in metrics["overlap"]] == list(map(str, trained_on))
+        assert all(file["pairs"] == [] and file["summary"] in out for file in metrics["overlap"])
         assert (
             metrics["num_pass"] == sum(row["passed"] for row in rows) == metrics["outcomes"].get("passed", 0)
         )

@@ -1,0 +1,97 @@
+"""Says what is wrong with each task of your own problem file, before you train on it.
+
+    python data/check_tasks.py my_tasks.jsonl
+    python data/check_tasks.py my_train.jsonl --test_path my_test.jsonl
+
+A task is wrong if its reference solution fails, if its test has no assert or passes for a stub such as
+`return []`, if its prompt holds the solution, or if it is a task of the evaluation: the same, or with 70 % of
+that task's 8-grams. Exit status: 0 if nothing is wrong, else 1. What it cannot find: a test that is too weak
+for more than a stub, a docstring that says something else, a paraphrase of a test task.
+"""
+
+import argparse
+import ast
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from sandbox import Sandbox, overlap, read_task_lines, read_tasks, reference, score  # noqa: E402
+
+STUBS = "None", "True", "False", "0", "1", "-1", "''", "[]", "{}", "()", "set()", "args[0]"  # what it returns
+
+
+def stub(task, value):
+    """A completion that defines the function once more, to return the same for all arguments."""
+    return f"\n    pass\n\n\ndef {task['entry_point']}(*args, **kwargs):\n    return {value}\n"
+
+
+def has_assert(test):
+    """Whether a test can fail by itself: it has an assert, raises, or calls something like assertEqual."""
+    nodes = list(ast.walk(ast.parse(test)))
+    called = [ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)]
+    return any(isinstance(node, (ast.Assert, ast.Raise)) for node in nodes) or "assert" in " ".join(called)
+
+
+def leaks(task):
+    """Whether each line of the reference solution stands in the prompt, spaces aside."""
+    prompt = "".join(task["prompt"].split())
+    lines = ["".join(line.split()) for line in task["canonical_solution"].splitlines()]
+    return all(line in prompt for line in lines if line)
+
+
+def check(sandbox, tasks, test_paths, progress=None):
+    """{task_id: what is wrong with it, a list of lines}; a task without mistakes is not in it."""
+    found = defaultdict(list)
+    jobs = [(task, "reference", reference(task)) for task in tasks]
+    jobs += [
+        (task, value, stub(task, value)) for task in tasks if has_assert(task["test"]) for value in STUBS
+    ]
+    results = score(sandbox, [task for task, _, _ in jobs], [text for _, _, text in jobs], progress)
+    passing = defaultdict(list)  # of a task: what its stubs return that pass
+    for (task, value, _), result in zip(jobs, results):
+        if value == "reference" and result.outcome != "passed":
+            found[task["task_id"]].append(f"its reference fails: {result.outcome}: {result.message}")
+        if value != "reference" and result.outcome == "passed":
+            passing[task["task_id"]].append(f"return {value}")
+    for task in tasks:
+        name = task["task_id"]
+        if not has_assert(task["test"]):
+            found[name].append("its test has no assert")
+        if passing[name]:
+            found[name].append(f"its test passes for a stub: {' or '.join(passing[name])}")
+        if leaks(task):
+            found[name].append("its prompt holds the solution")
+    for path in test_paths:
+        for test_id, name, share in overlap(tasks, path).get("pairs", ()):
+            found[name].append(f"{share:.0%} of the 8-grams of test task {test_id} in {path} are in it")
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Say what is wrong with each task of a problem file.")
+    parser.add_argument("path", help="your problem file (.jsonl or .jsonl.gz, fields of HumanEval)")
+    default = [str(path) for path in sorted(HERE.glob("*_test.jsonl"))]
+    parser.add_argument("--test_path", nargs="*", default=default, help="evaluation files to compare with")
+    parser.add_argument("--time_limit", type=float, default=5.0, help="seconds per program")
+    args = parser.parse_args()
+
+    tasks, mistakes = read_task_lines(args.path)
+    for path in args.test_path:
+        read_tasks(path)  # ends here if it cannot be read
+    total = len(tasks) + len(mistakes)
+    bar = tqdm(total=len(tasks) * (1 + len(STUBS)), desc="programs", disable=not sys.stderr.isatty())
+    with bar, Sandbox(timeout=args.time_limit, tasks=tasks) as sandbox:
+        found = check(sandbox, tasks, args.test_path, bar.update)
+    for number, mistake in mistakes.items():
+        print(f"line {number}: {mistake}")
+    for name, wrong in found.items():
+        for line in wrong:
+            print(f"{name}: {line}")
+    bad = len(mistakes) + len(found)
+    compared = f" (compared with {', '.join(args.test_path) or 'no evaluation file'})"
+    print(f"{total - bad} of {total} tasks are fine" + f", {bad} are not" * bool(bad) + compared)
+    sys.exit(bool(bad))

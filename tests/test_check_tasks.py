@@ -1,0 +1,93 @@
+"""data/check_tasks.py through its command line: one task for each mistake, and none where there is none."""
+
+import json
+import subprocess
+import sys
+
+from conftest import ROOT
+
+GOOD = {
+    "task_id": "my/good",
+    "prompt": 'def double(x):\n    """Return twice the number.\n\n    >>> double(4)\n    8\n    """\n',
+    "entry_point": "double",
+    "canonical_solution": "    return 2 * x\n",
+    "test": "def check(candidate):\n    assert candidate(3) == 6\n    assert candidate(0) == 0\n",
+}
+EXAM = {  # the task of an evaluation; its twin has another name, other spaces and other punctuation
+    "task_id": "exam/1",
+    "prompt": 'def area(a, b):\n    """Return the area of a rectangle with sides a and b, in square metres."""\n',
+    "entry_point": "area",
+    "canonical_solution": "    return a * b\n",
+    "test": "def check(candidate):\n    assert candidate(3, 4) == 12\n",
+}
+
+
+def one_assert(line):
+    return f"def check(candidate):\n    {line}\n"
+
+
+def run(*arguments, cwd):
+    command = [sys.executable, str(ROOT / "data/check_tasks.py"), *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+def write(path, *tasks):
+    path.write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    return path
+
+
+def test_each_mistake_is_named(tmp_path):
+    helper = (
+        "def check(candidate):\n    import unittest\n    unittest.TestCase().assertEqual(candidate(3), 6)\n"
+    )
+    wrong = {
+        "my/fails": {"canonical_solution": "    return 3 * x\n"},
+        "my/crashes": {"canonical_solution": "    return y\n"},
+        "my/zero": {"test": one_assert("assert candidate(0) == 0")},
+        "my/silent": {"test": one_assert("candidate(3)")},
+        "my/leak": {"prompt": 'def double(x):\n    """Return twice x: return 2*x."""\n'},
+        "my/twin": {**EXAM, "prompt": EXAM["prompt"].replace(", in square metres.", " in square METRES!\n")},
+        "my/fine": {"test": helper},
+    }
+    tasks = [GOOD, *({**GOOD, **fields, "task_id": name} for name, fields in wrong.items())]
+    path = write(tmp_path / "my_tasks.jsonl", *tasks)
+    path.write_text(path.read_text() + '{"task_id": "my/half"}\nno JSON\n' + json.dumps(GOOD) + "\n")
+    code, out, _ = run(path, "--test_path", write(tmp_path / "exam.jsonl", EXAM), cwd=tmp_path)
+    assert code == 1
+    expected = [
+        "line 9: field 'prompt' is missing or not a string",
+        "line 10: not JSON: Expecting value: line 1 column 1 (char 0)",
+        "line 11: task_id 'my/good' was there before",
+        "my/fails: its reference fails: failed: assert candidate(3) == 6",
+        "my/crashes: its reference fails: exception: NameError: name 'y' is not defined",
+        "my/zero: its test passes for a stub: return False or return 0 or return args[0]",
+        "my/silent: its test has no assert",
+        "my/leak: its prompt holds the solution",
+        f"my/twin: 100% of the 8-grams of test task exam/1 in {tmp_path}/exam.jsonl are in it",
+        f"2 of 11 tasks are fine, 9 are not (compared with {tmp_path}/exam.jsonl)",
+    ]
+    assert sorted(out) == sorted(expected)
+
+
+def test_a_good_file(tmp_path):
+    code, out, _ = run(write(tmp_path / "my_tasks.jsonl", GOOD), cwd=tmp_path)
+    assert code == 0 and len(out) == 1
+    assert out[0].startswith("1 of 1 tasks are fine (compared with ") and "data/mini_test.jsonl" in out[0]
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    for name, part in (("missing.jsonl", "no such file"), ("empty.jsonl", "there is no task in it")):
+        code, out, err = run(tmp_path / name, cwd=tmp_path)
+        assert code == 1 and part in err and len(err.splitlines()) == 1
+    path = write(tmp_path / "my.jsonl", GOOD)
+    code, _, err = run(path, "--test_path", tmp_path / "missing.jsonl", cwd=tmp_path)
+    assert code == 1 and "no such file" in err
+
+
+def test_a_file_with_nothing_but_mistakes(tmp_path):
+    (tmp_path / "broken.jsonl").write_text("{}\n")
+    code, out, _ = run(tmp_path / "broken.jsonl", "--test_path", cwd=tmp_path)
+    assert code == 1 and out[-1] == "0 of 1 tasks are fine, 1 are not (compared with no evaluation file)"
