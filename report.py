@@ -26,6 +26,7 @@ METHODS = {"base": "s", "SFT": "D", "REINFORCE": "^", "PPO": "o"}  # in the orde
 PANELS = {  # label in the learning curves: factor, the field in the log of PPO or REINFORCE
     "reward": (1, "avg_reward", "reward"),
     "pass rate (%)": (100, "avg_base_reward", "base_reward"),
+    "dev pass@1 (%)": (100, "dev_pass_at_1"),  # greedy, with --dev_path
     "length (tokens)": (1, "avg_gen_len", "gen_len"),
     "approximate KL": (1, "approx_kl"),  # from the policy that sampled: how far one update moved
     "clipped (%)": (100, "clip_frac"),

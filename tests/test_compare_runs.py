@@ -520,8 +520,9 @@ def test_learning_curves(figures):
 
 
 def test_panels_of_both_methods(figures):
-    """Reward, pass rate and length of all runs; KL and clip fraction of the PPO run alone."""
+    """Reward, pass rate and length of all runs; dev score, KL and clip fraction of the PPO run alone."""
     ppo = {
+        "dev_pass_at_1": 0.6,
         "batch_size": 4,
         "num_completions": 16,
         "avg_reward": -0.2,
@@ -537,6 +538,7 @@ def test_panels_of_both_methods(figures):
     ppo_curves = {
         "reward": [-0.2] * 2,
         "pass rate (%)": [50] * 2,
+        "dev pass@1 (%)": [60] * 2,
         "length (tokens)": [60] * 2,
         "approximate KL": [0.01] * 2,
         "clipped (%)": [25] * 2,

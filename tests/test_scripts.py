@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -122,6 +123,15 @@ def test_logs_have_the_documented_fields(work):
     assert updates[0]["avg_reward"] == pytest.approx(
         updates[0]["avg_base_reward"] - 0.03 * updates[0]["avg_gen_len"] / 100
     )
+
+
+@pytest.mark.parametrize("name, page", [("sft", "sft"), ("rl", "reinforce"), ("ppo", "ppo")])
+def test_every_logged_metric_is_explained(work, name, page):
+    logged = set(lines(work / f"{name}/{name}_train_log.jsonl")[0])
+    text = (ROOT / f"docs/{page}.md").read_text()
+    table = re.search(r"^## Logged metrics$(.*?)^## ", text, re.M | re.S)[1]
+    explained = {name for cell in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall("`(.*?)`", cell)}
+    assert explained - {"dev_pass_at_1"} == logged  # that one comes with --dev_path
 
 
 def test_samples_agree_with_the_log(work):
