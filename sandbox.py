@@ -99,9 +99,7 @@ def seccomp_filter():
     library = ctypes.CDLL("libseccomp.so.2")
     library.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(library.seccomp_init(SCMP_ERRNO | errno.EPERM))
-    library.seccomp_attr_set(
-        context, SCMP_OPTIMIZE, 2
-    )  # a tree of numbers, not a list: half the time to install
+    library.seccomp_attr_set(context, SCMP_OPTIMIZE, 2)  # a tree of numbers: installed in half the time
     for action, names, *condition in RULES:
         compare = struct.pack("IIQQ", *condition) if condition else b""
         for name in names.split():
@@ -145,7 +143,7 @@ def confine(limits, ruleset, program):
         raise OSError("a right could not be given up")
 
 
-def wall_limit(timeout):
+def wall_limit(timeout: float) -> float:
     """Seconds after which a job ends, however busy the machine is."""
     return 5 * timeout + 1
 
@@ -157,7 +155,7 @@ def read_all(fd):
 
 # -- plain-data codec ----------------------------------------------------------------------------------------
 
-FORMS = (  # tag, type, its parts, the way back
+FORMS: tuple = (  # tag, type, its parts, the way back
     ("i", int, lambda value: [hex(value)], lambda parts: int(parts[0], 16)),
     ("e", float, lambda value: [float(value)], lambda parts: float(parts[0])),
     ("u", str, lambda value: [str.__str__(value)], lambda parts: str(parts[0])),
@@ -170,10 +168,10 @@ FORMS = (  # tag, type, its parts, the way back
 BUILD = {"n": iter, **{tag: back for tag, _, _, back in FORMS}}
 
 
-def encode(value, kept=None):
+def encode(value, kept: list | None = None):
     """Make JSON of plain data. Subclasses (Counter) go as their base, other objects stay here, in `kept`."""
     kind = type(value)
-    if value is None or kind in (bool, float, str) or kind is int and abs(value) < 1 << 62:
+    if value is None or kind in (bool, float, str) or (kind is int and abs(value) < 1 << 62):
         return value
     for tag, base, parts, _ in FORMS:
         if issubclass(kind, base):
@@ -192,7 +190,7 @@ def decode(message, handle):
     """Undo encode. Whatever the other side sent, only exact builtins and handle(index) come out."""
     if type(message) is not list:
         return message
-    tag, *parts = message[0], *(decode(part, handle) for part in message[1:])
+    tag, parts = message[0], [decode(part, handle) for part in message[1:]]
     return handle(*parts) if tag == "o" else BUILD[tag](parts)
 
 
@@ -249,7 +247,7 @@ def seed_random(seed, source):
         __import__("random").seed(seed)
 
 
-def classify(error):
+def classify(error: BaseException) -> str:
     """Name the outcome for what a program raised."""
     return next(outcome for kind, outcome in FAULTS.items() if isinstance(error, kind))
 
@@ -582,7 +580,7 @@ COMPILING = threading.Lock()  # ast.parse is not thread-safe in Python 3.11: "re
 
 
 @functools.lru_cache(maxsize=4096)
-def compile_test(test, prompt):
+def compile_test(test: str, prompt: str) -> tuple:
     """Return (code of the prompt, code of the test, number of counted asserts)."""
     counter = CountAsserts()
     tree = ast.fix_missing_locations(counter.visit(ast.parse(test)))
@@ -593,7 +591,7 @@ def compile_test(test, prompt):
     return helpers, compile(tree, "<test>", "exec", dont_inherit=True), counter.n_asserts
 
 
-def ending(status, late):
+def ending(status: int, late: bool) -> str:
     """Name the outcome for how a program's process ended; "passed" if it did well."""
     if late or status & 127 in (signal.SIGXCPU, signal.SIGALRM):
         return "timeout"
@@ -602,7 +600,7 @@ def ending(status, late):
     return {0: "passed", **dict(enumerate(FAULTS.values(), 100))}.get(status >> 8 or status, "exception")
 
 
-def judged(n_asserts, verdict, status, late, cpu, wall):
+def judged(n_asserts: int, verdict, status: int, late: bool, cpu: float, wall: float) -> Result:
     """Make a Result of what the judge counted and how the candidate ended."""
     if late and not verdict:  # the test itself ran out of time
         verdict = '["timeout", "", 0, 0]'
@@ -614,12 +612,12 @@ def judged(n_asserts, verdict, status, late, cpu, wall):
     return Result(outcome, n_passed, n_tests, n_passed / n_tests, message, cpu, wall)
 
 
-def compared(expected, output, status, late, cpu, wall):
+def compared(expected: str, output: bytes, status: int, late: bool, cpu: float, wall: float) -> Result:
     """Make a Result of what a script printed: the same words in the same lines, decimals to 1e-6."""
 
-    def same(word, target):
+    def same(word, right):
         with suppress(ValueError):
-            return word == target or "." in target and math.isclose(float(word), float(target), abs_tol=1e-6)
+            return word == right or ("." in right and math.isclose(float(word), float(right), abs_tol=1e-6))
 
     texts = output.decode(errors="replace"), expected
     lines, targets = ([line.split() for line in text.strip().split("\n")] for text in texts)
@@ -732,7 +730,7 @@ class Sandbox(ExitStack):
         super().__init__()
         if sys.platform != "linux":
             raise SystemExit("sandbox.py needs Linux (on Windows use WSL2, on a Mac a Linux container)")
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         numpy_folder = ""
         if any("numpy" in task["test"] for task in tasks):
             numpy_folder = os.path.dirname(os.path.dirname(importlib.util.find_spec("numpy").origin))
@@ -866,7 +864,7 @@ EQUAL = "\n    class Equal:\n        def __eq__(self, other):\n            retur
 CHEATS = [*(f"\n    return None\n\n\n{attack}\n" for attack in ATTACKS), EQUAL]
 
 
-def read_tasks(path):
+def read_tasks(path) -> list[dict]:
     """Read tasks in HumanEval's format, or MBPP+'s (.jsonl or .jsonl.gz); mistakes end in one clear line."""
     tasks, mistakes = read_task_lines(path)
     if mistakes:
@@ -902,7 +900,7 @@ def read_task_lines(path):
     return list(tasks.values()), mistakes
 
 
-def read_task(line):
+def read_task(line: str) -> dict:
     """Return one line of a task file with its five FIELDS; raises ValueError with what is wrong."""
     try:
         task = json.loads(line)
@@ -921,7 +919,7 @@ def read_task(line):
     return task
 
 
-def from_mbpp_plus(task):
+def from_mbpp_plus(task: dict) -> dict:
     """Bring a task of the hub's evalplus/mbppplus into HumanEval's form, with the prompt that EvalPlus uses.
 
     Its test calls the function by its name, or as `candidate`, in statements at the top level.
@@ -944,13 +942,13 @@ def from_mbpp_plus(task):
 NGRAM, SHARED = 8, 0.7  # PaLM calls a task contaminated from here on (arXiv:2204.02311, section 8)
 
 
-def ngrams(task):
+def ngrams(task: dict) -> set[tuple[str, ...]]:
     """Return the set of 8-grams of words in prompt and solution, without case and punctuation."""
     words = re.findall(r"\w+", (task["prompt"] + task["canonical_solution"]).lower())
     return {tuple(words[first : first + NGRAM]) for first in range(max(1, len(words) - NGRAM + 1))}
 
 
-def overlap(train_tasks, test_path):
+def overlap(train_tasks: list[dict], test_path) -> dict:
     """Return what training tasks share with the tasks of an evaluation: a dict, its "summary" one line.
 
     "pairs" has, for each test task of whose 8-grams a single training task holds at least 70 %, its id,
@@ -970,8 +968,10 @@ def overlap(train_tasks, test_path):
     pairs = sorted((pair for pair in pairs if pair[2] >= SHARED), key=lambda pair: -pair[2])
     files = [{task["task_id"].split("/")[0] for task in tasks} for tasks in (train_tasks, test_tasks)]
     benchmarks = sorted(set.intersection(*files))
-    summary = f"overlap: {len(pairs)} of {len(test_tasks)} tasks in {test_path} share {SHARED:.0%} of their "
-    summary += f"{NGRAM}-grams with one training task"
+    summary = (
+        f"overlap: {len(pairs)} of {len(test_tasks)} tasks in {test_path} have {SHARED:.0%} or more of their "
+    )
+    summary += f"{NGRAM}-grams in one training task"
     if pairs:
         summary += f" (most: {pairs[0][0]} with {pairs[0][1]}, {pairs[0][2]:.0%})"
     if benchmarks:
@@ -981,7 +981,7 @@ def overlap(train_tasks, test_path):
     return {"test_path": test_path, "pairs": pairs, "same_benchmark": benchmarks, "summary": summary}
 
 
-def program(task, completion):
+def program(task: dict, completion: str) -> str:
     """Join a prompt and its completion, which starts with the newline.
 
     Byte-level BPE merges that newline with the indentation after it, so all scripts tokenise prompt.rstrip().
@@ -989,12 +989,12 @@ def program(task, completion):
     return task["prompt"].rstrip() + completion
 
 
-def reference(task):
+def reference(task: dict) -> str:
     """Return the reference solution as a completion."""
     return "\n" + task["canonical_solution"]
 
 
-def job(task, completion):
+def job(task: dict, completion: str) -> tuple[str, str, str, str]:
     """Return the arguments of Sandbox.check. What rewards the policy and what evaluates it is this alone."""
     return program(task, completion), task["test"], task["entry_point"], task["prompt"]
 

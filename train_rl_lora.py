@@ -36,11 +36,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers import HfArgumentParser, TopPLogitsWarper
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.generation import TopPLogitsWarper
 
 from sandbox import Sandbox, overlap, preflight, read_tasks, start_scoring
 
@@ -104,7 +105,7 @@ def parse_config(config_class, positive):
     return config
 
 
-def encode_prompt(tokenizer, task):
+def encode_prompt(tokenizer, task: dict) -> list[int]:
     """Token ids of the prompt, BOS included, without its final newline.
 
     Byte-level BPE merges that newline with the indentation after it; a prompt that ends in a lone newline
@@ -113,7 +114,7 @@ def encode_prompt(tokenizer, task):
     return tokenizer(task["prompt"].rstrip())["input_ids"]
 
 
-def draw(rows, first, count, seed):
+def draw(rows: list, first: int, count: int, seed: int) -> list:
     """Rows first .. first + count of an endless series of shuffles; the same in a run that was resumed."""
     shuffles = range(first // len(rows), (first + count - 1) // len(rows) + 1)
     drawn = [row for n in shuffles for row in random.Random(f"{seed} {n}").sample(rows, len(rows))]
@@ -242,7 +243,7 @@ class RoomyLayer(DynamicLayer):
 
 
 @torch.no_grad()
-def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, uniform):
+def generate(model, tokenizer, prompt_ids: list[list[int]], max_new_tokens: int, temperature, top_p, uniform):
     """Yield (i, completion_ids) of prompt i as soon as its completion ends.
 
     prompt_ids: list of B lists; of equal neighbours only the first is computed. Row i of uniform, (B,
@@ -294,7 +295,7 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, temperature, top_p, u
         positions = positions[:, -1:] + 1
 
 
-def completion_logprobs(model, prompt_ids, completion_ids, temperature, pad_token_id):
+def completion_logprobs(model, prompt_ids: list, completion_ids: list, temperature: float, pad_token_id: int):
     """Log-probability of every completion token under the model.
 
     Neighbours with the same prompt share a row, in which the prompt is computed once. With the completions
@@ -328,15 +329,15 @@ def completion_logprobs(model, prompt_ids, completion_ids, temperature, pad_toke
     arguments = {"attention_mask": seen.tril()[:, None], "position_ids": positions, "use_cache": False}
     hidden = base.get_decoder()(ids, **arguments).last_hidden_state[rows, columns]  # (tokens, hidden size)
     logits = base.get_output_embeddings()(hidden).float() / temperature  # (tokens, V)
-    targets = torch.tensor(sum(completion_ids, []), device=model.device)
+    targets = torch.cat([torch.tensor(completion) for completion in completion_ids]).to(model.device)
     logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)  # (tokens,)
     lengths = [len(completion) for completion in completion_ids]
     mask = pad_sequence([torch.ones(n) for n in lengths], True).to(model.device)  # from lengths: pad = eos
     return pad_sequence(logprobs.split(lengths), True), mask
 
 
-def micro_batches(prompt_ids, completion_ids, chosen, size):
-    """The completions in `chosen`, `size` at a time: a list of (indices, prompt_ids, completion_ids).
+def micro_batches(prompt_ids, completion_ids, chosen, size: int) -> list[tuple[list, tuple[list, list]]]:
+    """The completions in `chosen`, `size` at a time: [(indices, (prompt_ids, completion_ids)), ...].
 
     Completions of one prompt stay together, next to prompts whose row is about as long: little padding.
     """
@@ -345,7 +346,7 @@ def micro_batches(prompt_ids, completion_ids, chosen, size):
         length[tuple(prompt_ids[i])] += len(completion_ids[i])
     order = sorted(chosen, key=lambda i: (len(prompt_ids[i]) + length[tuple(prompt_ids[i])], prompt_ids[i]))
     slices = [order[first : first + size] for first in range(0, len(order), size)]
-    return [(mb, [prompt_ids[i] for i in mb], [completion_ids[i] for i in mb]) for mb in slices]
+    return [(mb, ([prompt_ids[i] for i in mb], [completion_ids[i] for i in mb])) for mb in slices]
 
 
 def greedy_passes(model, tokenizer, sandbox, tasks, batch_size, max_new_tokens):
@@ -362,7 +363,7 @@ def greedy_passes(model, tokenizer, sandbox, tasks, batch_size, max_new_tokens):
 # ---- baseline and loss --------------------------------------------------------------------------------
 
 
-def subtract_baseline(rewards, baseline, group_size):
+def subtract_baseline(rewards: Tensor, baseline: str, group_size: int) -> Tensor:
     """rewards minus nothing ("none") or the mean of the others among its group_size neighbours; (B,)."""
     if baseline == "none":
         return rewards
@@ -373,7 +374,7 @@ def subtract_baseline(rewards, baseline, group_size):
     return advantages.flatten()
 
 
-def reinforce_loss(logprobs, advantages):
+def reinforce_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
     """-advantage * sum of log-probs, summed. logprobs: (B, C), 0 at padding; advantages: (B,)."""
     return -(advantages * logprobs.sum(-1)).sum()
 
@@ -427,7 +428,7 @@ if __name__ == "__main__":
     weights = f"{cfg.sft_model}/adapter_model.safetensors"
     for name, path in ("train", cfg.train_path), ("dev", cfg.dev_path), ("sft", weights):
         identity[f"{name}_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
-    state = {"done": 0, "bad_steps": 0, "best": -1.0, "waited": 0, "seconds": 0.0, "log_sizes": None}
+    state: dict = {"done": 0, "bad_steps": 0, "best": -1.0, "waited": 0, "seconds": 0.0, "log_sizes": None}
     state |= {"identity": identity, "good": [p.detach().clone() for p in trainable]}  # before the last step
     state |= load_state(cfg.output_dir, identity, trainable, optimizer) if cfg.resume else {}
 
@@ -482,7 +483,7 @@ if __name__ == "__main__":
             chosen = [i for i in range(share) if my_advantages[i] != 0]  # have a gradient
             optimizer.zero_grad()
             sums = torch.zeros(3, device=device)  # loss, -log-probs, tokens
-            for mb, *ids in micro_batches(prompt_ids, completion_ids, chosen, cfg.micro_batch_size):
+            for mb, ids in micro_batches(prompt_ids, completion_ids, chosen, cfg.micro_batch_size):
                 logprobs, mask = completion_logprobs(model, *ids, cfg.temperature, tokenizer.pad_token_id)
                 loss = reinforce_loss(logprobs, my_advantages[mb]) / num_completions
                 loss.backward()  # per micro-batch, so that only one graph is in memory

@@ -29,9 +29,10 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
+from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
-from transformers import get_linear_schedule_with_warmup, set_seed
+from transformers.optimization import get_linear_schedule_with_warmup
 
 from sandbox import overlap, read_tasks, reference
 
@@ -87,7 +88,7 @@ def parse_config(config_class, positive):
     return config
 
 
-def encode_prompt(tokenizer, task):
+def encode_prompt(tokenizer, task: dict) -> list[int]:
     """Token ids of the prompt, BOS included, without its final newline.
 
     Byte-level BPE merges that newline with the indentation after it; a prompt that ends in a lone newline
@@ -96,7 +97,7 @@ def encode_prompt(tokenizer, task):
     return tokenizer(task["prompt"].rstrip())["input_ids"]
 
 
-def draw(rows, first, count, seed):
+def draw(rows: list, first: int, count: int, seed: int) -> list:
     """Rows first .. first + count of an endless series of shuffles; the same in a run that was resumed."""
     shuffles = range(first // len(rows), (first + count - 1) // len(rows) + 1)
     drawn = [row for n in shuffles for row in random.Random(f"{seed} {n}").sample(rows, len(rows))]
@@ -106,7 +107,7 @@ def draw(rows, first, count, seed):
 # ---- rows -------------------------------------------------------------------------------------------
 
 
-def encode_row(tokenizer, task, max_length):
+def encode_row(tokenizer, task: dict, max_length: int) -> tuple[list[int], list[int]]:
     """(ids, labels) of prompt + solution + EOS: labels are -100 on the prompt.
 
     Prompt and solution are encoded apart and joined as ids, so the border is exact. A row longer than
@@ -123,7 +124,7 @@ def encode_row(tokenizer, task, max_length):
     return ids[:max_length], labels[:max_length]
 
 
-def collate(rows, pad_token_id):
+def collate(rows: list, pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """Right-padded (B, T) input_ids, attention_mask and labels; the mask comes from lengths: pad = eos."""
     width = max(len(ids) for ids, _ in rows)
     input_ids = [ids + [pad_token_id] * (width - len(ids)) for ids, _ in rows]
@@ -215,7 +216,7 @@ def open_logs(output_dir, names, sizes):
 # ---- loss -------------------------------------------------------------------------------------------
 
 
-def sft_loss(logits, labels):
+def sft_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy summed over the labels other than -100. logits: (B, T, V); labels: (B, T), unshifted."""
     return torch.nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1),  # logits[t] predicts labels[t + 1]
@@ -251,7 +252,7 @@ if __name__ == "__main__":
         raise SystemExit("the tokenizer of this model does not keep the text; try a newer transformers")
     projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     lora = {"r": cfg.lora_r, "lora_alpha": cfg.lora_alpha, "lora_dropout": cfg.lora_dropout}
-    set_seed(cfg.seed)  # the same first adapter in every process
+    torch.manual_seed(cfg.seed)  # the same first adapter in every process
     model = get_peft_model(model, LoraConfig(**lora, target_modules=projections, task_type="CAUSAL_LM"))
     trainable = [p for p in model.parameters() if p.requires_grad]
 
@@ -278,7 +279,7 @@ if __name__ == "__main__":
     identity = {name: value for name, value in asdict(cfg).items() if name not in may_change.split()}
     identity["rows_per_step"] = rows_per_step
     identity["train_sha256"] = hashlib.sha256(Path(cfg.train_path).read_bytes()).hexdigest()
-    state = {"done": 0, "bad_steps": 0, "seconds": 0.0, "log_sizes": None}
+    state: dict = {"done": 0, "bad_steps": 0, "seconds": 0.0, "log_sizes": None}
     state |= {"identity": identity, "good": [p.detach().clone() for p in trainable]}  # before the last step
     state |= load_state(cfg.output_dir, identity, trainable, optimizer) if cfg.resume else {}
     scheduler.last_epoch = state["done"]

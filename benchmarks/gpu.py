@@ -158,9 +158,7 @@ def rollout(batch_size, folder, tiny):
     for name, way in ways.items():
         seconds = []
         try:
-            for _ in range(
-                3 if name == "compiled" else 2
-            ):  # the second compiled call may still record graphs
+            for _ in range(3 if name == "compiled" else 2):  # its second call may still record graphs
                 start = time.perf_counter()
                 number = way()
                 if DEVICE == "cuda":
@@ -184,7 +182,7 @@ def trl(folder, tiny):
 
 
 PPO_FIELDS = {"gen_len": "avg_gen_len", "epochs": "epochs"}
-PARTS = {
+PARTS: dict = {
     "sft": sft,
     "rl": partial(
         reinforcement, "train_rl_lora.py", "rl_train_log.jsonl", "num_steps", {"gen_len": "gen_len"}

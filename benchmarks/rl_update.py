@@ -106,9 +106,7 @@ def ours(sft_model, train_path, sizes, num_updates, seed, nf4=False, alpha=0.01)
         record = read_log(log, sizes["num_completions"], gen_len="avg_gen_len", flat="flat", **names)
     layers = [m.base_layer for m in variables["model"].modules() if hasattr(m, "base_layer")]
     kinds = {(type(layer), layer.weight.dtype) for layer in layers}
-    rounded = (
-        len(layers[0].weight.flatten()[:64].unique()) <= 16
-    )  # a block of 64 weights has 16 values in NF4
+    rounded = len(layers[0].weight.flatten()[:64].unique()) <= 16  # a block of 64 weights in NF4
     if not nf4 and (rounded or kinds != {(torch.nn.Linear, torch.float32)}):
         raise RuntimeError(f"not the layers that were to be measured: {kinds}, rounded: {rounded}")
     return record
@@ -143,7 +141,7 @@ def train_trl(model, tokenizer, tasks, sizes, group, num_updates, seed):
 
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step % epochs == 0:
-                start, generated, scored, end = [*times, time.perf_counter()]
+                (start, generated, scored), end = times, time.perf_counter()
                 seconds = end - start, generated - start, scored - generated, end - scored
                 for name, value in zip(PARTS, seconds):
                     record[name].append(value)

@@ -33,7 +33,7 @@ from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sandbox import Sandbox, program, read_tasks, reference  # noqa: E402
+from sandbox import Sandbox, program, read_tasks, reference
 
 CORES = len(os.sched_getaffinity(0))
 ROUNDS = 3

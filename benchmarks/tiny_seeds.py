@@ -21,7 +21,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")  # draws without a display
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ["--train_path", "data/mini_train.jsonl", "--max_new_tokens", "96", "--micro_batch_size", "8"]
@@ -116,12 +116,12 @@ def read_results(folder):
     return {name: runs for name, runs in results.items() if runs}
 
 
-def means(runs):
+def means(runs: dict) -> np.ndarray:
     """Raw pass@1, truncated pass@1 and length of each seed; (3, seeds)."""
     return np.stack([tasks.mean(axis=1) for tasks in runs.values()], axis=1)
 
 
-def half_interval(values):
+def half_interval(values: np.ndarray) -> float:
     """Half the width of the 95 % t-interval of the mean; NaN where there is only one value."""
     if len(values) == 1:
         return np.nan
@@ -129,12 +129,12 @@ def half_interval(values):
     return quantile * np.std(values, ddof=1) / np.sqrt(len(values))
 
 
-def paired(one, two, row=0):
+def paired(one: dict, two: dict, row: int = 0) -> np.ndarray:
     """One minus two, for each common seed and task; (seeds, tasks)."""
     return np.array([one[seed][row] - two[seed][row] for seed in one if seed in two])
 
 
-def difference(gaps):
+def difference(gaps: np.ndarray) -> tuple[float, float, float]:
     """(mean, low, high) of paired differences (seeds, tasks): 95 % interval for other seeds and tasks.
 
     A crossed bootstrap: seeds and tasks are drawn with replacement, the same ones for both runs.
@@ -146,7 +146,7 @@ def difference(gaps):
     return gaps.mean(), *np.percentile(resampled, [2.5, 97.5])
 
 
-def best(results, *methods):
+def best(results: dict, *methods: str) -> str | None:
     """The name with the highest mean raw pass@1 among these methods; None before one is finished."""
     names = [name for name in results if name.split("_")[0] in methods]
     # One lucky seed is no best run: first those with the most seeds.

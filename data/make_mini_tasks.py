@@ -260,7 +260,7 @@ def random_spec(combination, rng):
 
 WORDS = "Anna level THE quick brown FOX a I jumps over 42 Otto lazy DOG noon x9 tree eve Sun".split()
 KEYS = "a bb cat Dog eve FOX noon Otto tree x1".split()
-EDGE_INPUTS = {
+EDGE_INPUTS: dict[str, list] = {
     "nums: list": [[], [0], [-3], [5, 5, 5]],
     "n: int": [0, 1, 7],
     "s: str": ["", "a", "AbC 12"],
@@ -268,7 +268,7 @@ EDGE_INPUTS = {
 }
 
 
-def boundary_input(signature, k):
+def boundary_input(signature: str, k: int):
     """An argument with items just below, at and just above the constant of the filter, and its negative."""
     values = [k - 1, k, k + 1, -k, k]
     if signature == "nums: list":
@@ -280,7 +280,7 @@ def boundary_input(signature, k):
     return dict(zip(KEYS, values))
 
 
-def random_input(signature, rng, small=False):
+def random_input(signature: str, rng: random.Random, small: bool = False):
     """An argument for the function; `small` ones fit on a line of a docstring."""
     size = rng.randint(2, 4) if small else rng.randint(4, 9)
     if signature == "nums: list":
@@ -299,7 +299,7 @@ def run(code, name, argument):
     return namespace[name](argument)
 
 
-def prompt_of(spec, examples):
+def prompt_of(spec: Spec, examples: list[tuple]) -> str:
     """Signature and docstring with doctest examples [(argument, result)], as in HumanEval."""
     lines = [f'    """{spec.docstring()}']
     if examples:
@@ -311,7 +311,7 @@ def prompt_of(spec, examples):
     return spec.signature() + "\n".join(lines) + '\n    """\n'
 
 
-def make_task(task_id, combination, rng):
+def make_task(task_id: str, combination: tuple, rng: random.Random) -> dict:
     """The task as a dict with the five fields of HumanEval."""
     spec = random_spec(combination, rng)
     code = spec.signature() + spec.concise()

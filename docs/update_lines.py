@@ -2,8 +2,8 @@
 
     python docs/update_lines.py          # after every change of a script; tests/test_docs.py says when
 
-A link such as [`ratio = log_ratio.exp()`](../train_ppo_lora.py#L1) goes to the one line of the file that holds
-the code in its text. The table of files in README.md states how many non-blank lines each has.
+A link such as [`ratio = log_ratio.exp()`](../train_ppo_lora.py#L1) goes to the one line of the file that
+holds the code in its text. The table of files in README.md states how many non-blank lines each has.
 """
 
 import re

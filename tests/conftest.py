@@ -1,7 +1,29 @@
+import fcntl
 import os
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need a network
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: with more threads than cores all are slow
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is imported, and inherited by processes
+
+LOCK = open(__file__)  # one for all workers
+
+
+def is_alone(item):
+    return item is not None and item.get_closest_marker("alone") is not None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Before tests marked `alone`, which measure time, the other workers end theirs and wait."""
+    fcntl.flock(LOCK, fcntl.LOCK_EX if is_alone(item) else fcntl.LOCK_SH)
+    try:
+        return (yield)
+    finally:
+        if not (is_alone(item) and is_alone(nextitem)):
+            fcntl.flock(LOCK, fcntl.LOCK_UN)

@@ -94,7 +94,7 @@ def test_as_an_ordinary_user(default, words):
     report, all_layers = found["report"], default[1]
     assert found["failures"] == {}
     assert report["uid"] == ORDINARY_USER
-    assert found["n"] == len(ATTACKS) or words and found["n"]
+    assert found["n"] == len(ATTACKS) or (words and found["n"])
     if not words:
         assert {name: report[name] for name in PROMISES} == {name: all_layers[name] for name in PROMISES}
 

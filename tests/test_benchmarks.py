@@ -13,9 +13,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import eval_speed  # noqa: E402
-import gpu  # noqa: E402
-import rl_update  # noqa: E402
+import eval_speed
+import gpu
+import rl_update
 
 
 def test_gpu_benchmark_without_a_gpu_says_so():

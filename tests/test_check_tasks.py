@@ -15,7 +15,7 @@ GOOD = {
 }
 EXAM = {  # the task of an evaluation; its twin has another name, other spaces and other punctuation
     "task_id": "exam/1",
-    "prompt": 'def area(a, b):\n    """Return the area of a rectangle with sides a and b, in square metres."""\n',
+    "prompt": 'def area(a, b):\n    """Return the area of a box with the sides a and b, in metres."""\n',
     "entry_point": "area",
     "canonical_solution": "    return a * b\n",
     "test": "def check(candidate):\n    assert candidate(3, 4) == 12\n",
@@ -48,7 +48,7 @@ def test_each_mistake_is_named(tmp_path):
         "my/zero": {"test": one_assert("assert candidate(0) == 0")},
         "my/silent": {"test": one_assert("candidate(3)")},
         "my/leak": {"prompt": 'def double(x):\n    """Return twice x: return 2*x."""\n'},
-        "my/twin": {**EXAM, "prompt": EXAM["prompt"].replace(", in square metres.", " in square METRES!\n")},
+        "my/twin": {**EXAM, "prompt": EXAM["prompt"].replace(", in metres.", " in METRES!\n")},
         "my/fine": {"test": helper},
     }
     tasks = [GOOD, *({**GOOD, **fields, "task_id": name} for name, fields in wrong.items())]
@@ -80,7 +80,7 @@ def test_a_good_file(tmp_path):
 def test_a_file_that_cannot_be_read(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     for name, part in (("missing.jsonl", "no such file"), ("empty.jsonl", "there is no task in it")):
-        code, out, err = run(tmp_path / name, cwd=tmp_path)
+        code, _, err = run(tmp_path / name, cwd=tmp_path)
         assert code == 1 and part in err and len(err.splitlines()) == 1
     path = write(tmp_path / "my.jsonl", GOOD)
     code, _, err = run(path, "--test_path", tmp_path / "missing.jsonl", cwd=tmp_path)

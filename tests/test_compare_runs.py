@@ -240,9 +240,7 @@ def test_mcnemar_by_hand():
     )
 
 
-@pytest.mark.parametrize(
-    "gained, real", [(5, False), (6, True)]
-)  # p = 2 / 2^5 = 0.0625 and 2 / 2^6 = 0.03125
+@pytest.mark.parametrize("gained, real", [(5, False), (6, True)])  # p = 2 / 2^5 = 0.0625, 2 / 2^6 = 0.03125
 def test_what_is_called_real(gained, real):
     pair = pair_of(tasks("0" * 20), tasks("1" * gained + "0" * (20 - gained)))
     assert pair["p"] == pytest.approx(2 / 2**gained)
@@ -452,7 +450,7 @@ def test_broken_field(tmp_path, change, word):
 def test_broken_file(tmp_path, content):
     path = tmp_path / "bad_metrics.json"
     path.write_bytes(content)
-    with pytest.raises(SystemExit, match="bad_metrics.json"):
+    with pytest.raises(SystemExit, match=r"bad_metrics\.json"):
         compare_runs.read_metrics(path)
 
 

@@ -1,6 +1,7 @@
 """Helpers that the scripts repeat on purpose must stay equal: fix all copies or none."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["train_sft_lora.py", "train_rl_lora.py", "train_ppo_lora.py", "eval_humaneval.py"]
 
 
+@cache
 def functions(script):
     """{name: (syntax tree as text, its section's banner)} of a script's functions and classes but Config."""
     source = (ROOT / script).read_text()

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "docs"))
-from update_lines import PAGES, updated  # noqa: E402
+from update_lines import PAGES, updated
 
 README = (ROOT / "README.md").read_text()
 ALGORITHMS = ["docs/sft.md", "docs/reinforce.md", "docs/ppo.md"]

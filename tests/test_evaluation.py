@@ -253,7 +253,7 @@ def test_the_function_of_an_mbpp_completion_is_not_a_stop_word(tmp_path):
 )
 def test_broken_mbpp_task(tmp_path, change):
     write(tmp_path / "tasks.jsonl", [{**MBPP_PLUS, **change}])
-    with pytest.raises(SystemExit, match="line 1: (not a task of MBPP|field)"):
+    with pytest.raises(SystemExit, match=r"line 1: (not a task of MBPP|field)"):
         read_tasks(tmp_path / "tasks.jsonl")
 
 
@@ -310,7 +310,7 @@ def test_fuzz_task_files(tmp_path_factory, rows):
 )
 def test_lines_that_break_json_readers(tmp_path, line):
     (tmp_path / "tasks.jsonl").write_text(line + "\n")
-    with pytest.raises(SystemExit, match="tasks.jsonl, line 1: ") as stop:
+    with pytest.raises(SystemExit, match=r"tasks\.jsonl, line 1: ") as stop:
         read_tasks(tmp_path / "tasks.jsonl")
     assert len(stop.value.code) < 500
 
@@ -548,12 +548,8 @@ def mutants(task, rng, number):
     solution = next(node for node in tree.body if getattr(node, "name", "") == task["entry_point"])
     for node in ast.walk(solution):
         for field, value in ast.iter_fields(node):
-            if (
-                type(value) in swaps
-                or isinstance(node, ast.Constant)
-                and type(node.value) is int
-                and field == "value"
-            ):
+            is_number = isinstance(node, ast.Constant) and type(node.value) is int
+            if type(value) in swaps or (is_number and field == "value"):
                 places.append((node, field, None))
             elif isinstance(value, list):
                 places += [(node, field, i) for i, item in enumerate(value) if type(item) in swaps]

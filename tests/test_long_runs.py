@@ -265,7 +265,7 @@ def test_code_in_a_state_does_not_run(work, whole, dump):
         dump({"identity": {}, "adapter": Code()}, file)
     digest = hashlib.sha256((work / "code.pt").read_bytes()).hexdigest()
     (work / "code.pt").rename(folder / f"state/00000099_{digest}.pt")
-    code, output = run(*train("ppo", folder, "--resume"))
+    _, output = run(*train("ppo", folder, "--resume"))
     assert not (work / "code_ran").exists()
     assert digest in output or "weights_only" in output, output  # it was looked at
 

@@ -7,17 +7,16 @@ import random
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from sandbox import Sandbox, preflight, program, read_tasks, reference, score
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "data"))
 
-import make_mini_tasks  # noqa: E402
-import pretrain_tiny_coder  # noqa: E402
+import make_mini_tasks
+import pretrain_tiny_coder
 
 SPLITS = {side: read_tasks(ROOT / f"data/mini_{side}.jsonl") for side in ("train", "dev", "test")}
 

@@ -161,9 +161,9 @@ def test_broken_line_is_named(tmp_path):
     [
         (make_tasks(163), "163 tasks"),
         (make_tasks(165), "165 tasks"),
-        (make_tasks(163) + make_tasks(1), "HumanEval/0"),
+        (make_tasks(163) + make_tasks(1), "HumanEval/0"),  # a task twice
     ],
-)  # a task twice
+)
 def test_wrong_number_of_tasks(tmp_path, tasks, word):
     done = prepare("--source", write_tasks(tmp_path / "a.jsonl", tasks), "--output_dir", tmp_path / "out")
     assert_refused(done, "a.jsonl", word)

@@ -293,11 +293,12 @@ wrapped = pytest.mark.parametrize(
 
 def zygote_at_work(worker):
     """Return the pid of a worker's zygote, which may be below firejail, while it has its two children."""
-    pid = worker.process and worker.process.pid
-    for pid in [pid, *descendants(pid)] if pid else []:
+    top = worker.process and worker.process.pid
+    for pid in [top, *descendants(top)] if top else []:
         with contextlib.suppress(OSError):
             if len(descendants(pid)) == 2 and Path(f"/proc/{pid}/comm").read_text().startswith("python"):
                 return pid
+    return None
 
 
 def kill_zygotes_in_mid_job(worker, n):
@@ -460,6 +461,7 @@ BURN = """    from time import process_time
 """
 
 
+@pytest.mark.alone
 def test_a_busy_machine_fails_nobody():
     """A program that needs 35 % of its time passes 20 of 20 times beside four endless loops per core."""
     hog = [sys.executable, "-S", "-c", "while True: pass"]
@@ -480,6 +482,7 @@ def test_a_busy_machine_fails_nobody():
     assert late.outcome == "timeout" and late.wall < 4.5, late
 
 
+@pytest.mark.alone
 def test_an_endless_program_is_stopped_within_twice_its_limit():
     with Sandbox(workers=1, timeout=1) as sandbox:
         for body in ("    while True: pass\n", "    import time; time.sleep(60)\n"):
@@ -487,6 +490,7 @@ def test_an_endless_program_is_stopped_within_twice_its_limit():
             assert result.outcome == "timeout" and 1 <= result.wall < 2, result
 
 
+@pytest.mark.alone
 def test_the_hard_limit_ends_a_job_that_gets_no_core_at_all(monkeypatch):
     class Poller:
         def poll(self, milliseconds):
@@ -501,6 +505,7 @@ def test_the_hard_limit_ends_a_job_that_gets_no_core_at_all(monkeypatch):
         process.kill()
 
 
+@pytest.mark.alone
 def test_threads_give_a_program_no_more_time():
     """They make its first thread wait for a core, which costs nothing; so the CPU time counts, too."""
     body = """    import hashlib, threading
@@ -758,7 +763,7 @@ def test_preflight_stops(sandbox):
     with pytest.raises(SystemExit, match="cheat passes for W "):
         preflight(sandbox, tasks + [weak])
     untested = {**TASK, "task_id": "U", "test": "def check(:\n"}
-    with pytest.raises(SystemExit, match="sandbox itself failed on U .*error.*compile") as stop:
+    with pytest.raises(SystemExit, match=r"sandbox itself failed on U .*error.*compile") as stop:
         preflight(sandbox, tasks + [untested])
     assert "\n" not in str(stop.value)
 
@@ -966,7 +971,7 @@ def test_kernel_without_layers(monkeypatch):
         file.write(copy)
         file.flush()
         monkeypatch.setattr(module, "__file__", file.name)
-        with pytest.raises(SystemExit, match="nothing keeps programs from: network, .*read"):
+        with pytest.raises(SystemExit, match=r"nothing keeps programs from: network, .*read"):
             Sandbox(workers=1, wrapper=())
         with Sandbox(workers=1, wrapper=(), require=["processes"]) as sandbox:
             assert (sandbox.report["seccomp"], sandbox.report["landlock"]) == (False, 0)

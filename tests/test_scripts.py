@@ -130,7 +130,9 @@ def test_every_logged_metric_is_explained(work, name, page):
     logged = set(lines(work / f"{name}/{name}_train_log.jsonl")[0])
     text = (ROOT / f"docs/{page}.md").read_text()
     table = re.search(r"^## Logged metrics$(.*?)^## ", text, re.M | re.S)[1]
-    explained = {name for cell in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall("`(.*?)`", cell)}
+    explained = {
+        name for cell in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall("`(.*?)`", cell)
+    }
     assert explained - {"dev_pass_at_1"} == logged  # that one comes with --dev_path
 
 
@@ -337,7 +339,7 @@ def test_length_is_charged_to_passing_programs_only(work):
     flags = ("--length_penalty_alpha", 1.0, "--num_updates", 1, "--batch_size", 12)
     rewards = {}
     for on in "all", "passed":
-        _, log, samples = train_here(work, "train_ppo_lora.py", "charge", *flags, "--length_penalty_on", on)
+        _, _, samples = train_here(work, "train_ppo_lora.py", "charge", *flags, "--length_penalty_on", on)
         rewards[on] = [(s["outcome"] == "passed", s["gen_len"], s["reward"]) for s in samples]
     for passed, gen_len, reward in rewards["all"]:
         assert reward == pytest.approx(passed - gen_len / 100)

@@ -4,15 +4,14 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from matplotlib import pyplot as plt
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import tiny_seeds  # noqa: E402
+import tiny_seeds
 
 TASKS = 40
 

@@ -101,7 +101,7 @@ def test_packed_weights_give_the_same_log_probs_and_a_ratio_of_1(policy, packed,
     model, tokenizer = policy
     arguments = (*rollout, 1.0, tokenizer.pad_token_id)
     packed.train()
-    old, mask = ppo.completion_logprobs(packed, *arguments)
+    old, _ = ppo.completion_logprobs(packed, *arguments)
     new, _ = ppo.completion_logprobs(packed, *arguments)
     assert ((new - old).sum(-1).exp() - 1).abs().max() < 1e-3
     assert (new - ppo.completion_logprobs(model, *arguments)[0]).abs().max() < 1e-4
@@ -184,7 +184,7 @@ def test_collate_keeps_eos_although_pad_is_eos(policy):
     _, tokenizer = policy
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     rows = [sft.encode_row(tokenizer, task, 1024) for task in TASKS[:4]]
-    input_ids, attention_mask, labels = sft.collate(rows, tokenizer.pad_token_id)
+    _, attention_mask, labels = sft.collate(rows, tokenizer.pad_token_id)
     for i, (ids, row_labels) in enumerate(rows):
         assert attention_mask[i].sum() == len(ids)
         assert labels[i, len(ids) - 1] == tokenizer.eos_token_id
@@ -400,12 +400,9 @@ def test_micro_batches_keep_prompts_together_and_lengths_close():
     prompt_ids = [[5] * 3, [6] * 9, [5] * 3, [7] * 4]
     completion_ids = [[1] * 2, [1], [1] * 4, [1] * 3]
     batches = ppo.micro_batches(prompt_ids, completion_ids, [0, 1, 2, 3], 2)
-    assert [indices for indices, _, _ in batches] == [
-        [3, 0],
-        [2, 1],
-    ]  # rows of 7, 3 + 2 + 4 = 9, and 10 tokens
-    assert batches[0][1:] == ([[7] * 4, [5] * 3], [[1] * 3, [1] * 2])
-    assert [indices for indices, _, _ in ppo.micro_batches(prompt_ids, completion_ids, [1, 2], 4)] == [[2, 1]]
+    assert [indices for indices, _ in batches] == [[3, 0], [2, 1]]  # rows of 7, 3 + 2 + 4 = 9, and 10 tokens
+    assert batches[0][1] == ([[7] * 4, [5] * 3], [[1] * 3, [1] * 2])
+    assert [indices for indices, _ in ppo.micro_batches(prompt_ids, completion_ids, [1, 2], 4)] == [[2, 1]]
     assert ppo.micro_batches(prompt_ids, completion_ids, [], 4) == []
 
 
@@ -452,9 +449,8 @@ def test_four_cases_of_the_clip(ratio, advantage, loss, slope, ratio_level):
     value, _, is_clipped = ppo.ppo_loss(logprobs, old, mask, torch.tensor([advantage]), 0.2, ratio_level)
     value.backward()
     assert value.item() == pytest.approx(loss, rel=1e-5)
-    assert logprobs.grad[0].tolist() == pytest.approx(
-        [slope, 0.0], abs=1e-5
-    )  # d loss / d log-prob = -A * ratio
+    found = logprobs.grad[0].tolist()  # d loss / d log-prob = -A * ratio
+    assert found == pytest.approx([slope, 0.0], abs=1e-5)
     assert bool(is_clipped.any()) == (slope == 0.0)
 
 
