@@ -21,6 +21,7 @@ import argparse
 import json
 import math
 import re
+import sys
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -365,7 +366,8 @@ if __name__ == "__main__":
     )
     parser.add_argument("--results_dir", default="results", help="where to write (default: %(default)s)")
     parser.add_argument("--html", action="store_true", help="write report.html, too")
-    args = parser.parse_args()
+    in_notebook = "kernel_launcher" in sys.argv[0] or "ipykernel" in sys.argv[0]
+    args = parser.parse_args([] if in_notebook else None)  # there the flags are the kernel's
 
     sources = [Path(path) for path in args.paths or [args.results_dir]]
     files = []

@@ -84,7 +84,8 @@ class Config:
 
 def parse_config(config_class, positive):
     """Config from the command line; SystemExit where a field named in `positive` is not above 0."""
-    flags = [] if "kernel_launcher" in sys.argv[0] else None  # in a notebook they are the kernel's
+    in_notebook = "kernel_launcher" in sys.argv[0] or "ipykernel" in sys.argv[0]
+    flags = [] if in_notebook else None  # there they are the kernel's
     parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]")
     config, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
     if unknown:

@@ -850,10 +850,14 @@ class Sandbox(ExitStack):
     def map(self, jobs, progress=None, method=None):
         """Call `method` (default: check) with each tuple of arguments, on all workers; results in order."""
         futures = [self.pool.submit(method or self.check, *job) for job in jobs]
-        for _ in as_completed(futures):
-            if progress:
-                progress()
-        return [future.result() for future in futures]
+        try:
+            for _ in as_completed(futures):
+                if progress:
+                    progress()
+            return [future.result() for future in futures]
+        finally:  # after Ctrl-C nobody waits for the others
+            for future in futures:
+                future.cancel()
 
 
 # -- reward: what all scripts share --------------------------------------------------------------------------
