@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text()
 ALGORITHMS = ["docs/sft.md", "docs/reinforce.md", "docs/ppo.md"]
 HEADINGS = "Idea, Equation, Pseudo-code, Usage, Logged metrics, Implementation details, Results, Known limits"
 COMMANDS = re.compile(r"(?:python|sh) [\w/]+\.(?:py|sh)[^`\n|&]*")
-MADE_BY_A_RUN = re.compile(r"checkpoints/|results/|data/humaneval|HumanEval|my_|samples|\w+_log\.jsonl")
+MADE_BY_A_RUN = re.compile(r"checkpoints/|results/|data/(?:humaneval|weak)|HumanEval|my_|samples|\w+_log\.jsonl")
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -84,7 +84,7 @@ def test_headings_are_fixed(page):
 
 def test_hyperparameters_named_in_the_readme_exist():
     sources = "".join((ROOT / name).read_text() for name in ("train_ppo_lora.py", "train_sft_lora.py"))
-    for knob in ("micro_batch_size", "gradient_checkpointing", "per_device_train_batch_size", "ratio_level"):
+    for knob in ("micro_batch_size", "gradient_checkpointing", "per_device_train_batch_size", "kl_coef"):
         assert knob in README and f"    {knob}: " in sources
 
 
