@@ -17,7 +17,9 @@ README = (ROOT / "README.md").read_text()
 ALGORITHMS = ["docs/sft.md", "docs/reinforce.md", "docs/ppo.md"]
 HEADINGS = "Idea, Equation, Pseudo-code, Usage, Logged metrics, Implementation details, Results, Known limits"
 COMMANDS = re.compile(r"(?:python|sh) [\w/]+\.(?:py|sh)[^`\n|&]*")
-MADE_BY_A_RUN = re.compile(r"checkpoints/|results/|data/(?:humaneval|weak)|HumanEval|my_|samples|\w+_log\.jsonl")
+MADE_BY_A_RUN = re.compile(
+    r"checkpoints/|results/|data/(?:humaneval|weak)|HumanEval|my_|samples|\w+_log\.jsonl"
+)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
