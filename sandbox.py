@@ -952,28 +952,34 @@ def ngrams(task: dict) -> set[tuple[str, ...]]:
     return {tuple(words[first : first + NGRAM]) for first in range(max(1, len(words) - NGRAM + 1))}
 
 
-def overlap(train_tasks: list[dict], test_path) -> dict:
-    """Return what training tasks share with the tasks of an evaluation: a dict, its "summary" one line.
+def near_duplicates(train_tasks: list[dict], test_tasks: list[dict]) -> list[tuple[str, str, float]]:
+    """Return (test task_id, training task_id, share of the former's 8-grams in the latter), from 70 % on.
 
-    "pairs" has, for each test task of whose 8-grams a single training task holds at least 70 %, its id,
-    that training task's, and the share. Paraphrases are not found.
+    The largest share comes first. Paraphrases are not found.
     """
-    if not os.path.exists(test_path):
-        return {"test_path": test_path, "summary": f"overlap: {test_path} is not there: nothing compared"}
     holders = defaultdict(list)  # of an n-gram: the training tasks that have it
     for task in train_tasks:
         for gram in ngrams(task):
             holders[gram].append(task["task_id"])
-    test_tasks, pairs = read_tasks(test_path), []
+    pairs = []
     for task in test_tasks:
         grams = ngrams(task)
-        common = Counter(name for gram in grams for name in holders.get(gram, ())).most_common(1)
-        pairs += [(task["task_id"], name, count / len(grams)) for name, count in common]
-    pairs = sorted((pair for pair in pairs if pair[2] >= SHARED), key=lambda pair: -pair[2])
+        common = Counter(name for gram in grams for name in holders.get(gram, ()))
+        pairs += [(task["task_id"], name, count / len(grams)) for name, count in common.items()]
+    return sorted((pair for pair in pairs if pair[2] >= SHARED), key=lambda pair: -pair[2])
+
+
+def overlap(train_tasks: list[dict], test_path) -> dict:
+    """Return what training tasks share with the tasks of an evaluation: a dict, its "summary" one line."""
+    if not os.path.exists(test_path):
+        return {"test_path": test_path, "summary": f"overlap: {test_path} is not there: nothing compared"}
+    test_tasks = read_tasks(test_path)
+    pairs = near_duplicates(train_tasks, test_tasks)
     files = [{task["task_id"].split("/")[0] for task in tasks} for tasks in (train_tasks, test_tasks)]
     benchmarks = sorted(set.intersection(*files))
+    count = len({test_id for test_id, _, _ in pairs})
     summary = (
-        f"overlap: {len(pairs)} of {len(test_tasks)} tasks in {test_path} have {SHARED:.0%} or more of their "
+        f"overlap: {count} of {len(test_tasks)} tasks in {test_path} have {SHARED:.0%} or more of their "
     )
     summary += f"{NGRAM}-grams in one training task"
     if pairs:

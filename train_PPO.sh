@@ -36,7 +36,7 @@ tiny)
     NEW_TOKENS=96
     SFT_LR=3.5e-4 # on purpose not enough to unlearn the mistakes of the base model: see README, "The tiny model"
     RL_LR=5e-4
-    PPO_LR=2e-4 # takes four steps where REINFORCE takes one; at 5e-4 batches of 4 collapse: see README
+    PPO_LR=2e-4 # takes four steps where REINFORCE takes one; at 5e-4 it can collapse: see docs/ppo.md
     RL_BATCH=8
     MICRO_BATCH=8
     STEPS=60

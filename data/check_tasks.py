@@ -19,14 +19,15 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from sandbox import Sandbox, overlap, read_task_lines, read_tasks, reference, score  # noqa: E402
+from sandbox import Sandbox, near_duplicates, read_task_lines, read_tasks, reference, score  # noqa: E402
 
 STUBS = "None", "True", "False", "0", "1", "-1", "''", "[]", "{}", "()", "set()", "args[0]"  # what it returns
 
 
 def stub(task, value):
-    """A completion that defines the function once more, to return the same for all arguments."""
-    return f"\n    pass\n\n\ndef {task['entry_point']}(*args, **kwargs):\n    return {value}\n"
+    """A completion that defines the function, perhaps once more, to return the same for all arguments."""
+    body = "\n    pass" if f"def {task['entry_point']}(" in task["prompt"] else ""  # in MBPP+ it is not
+    return f"{body}\n\n\ndef {task['entry_point']}(*args, **kwargs):\n    return {value}\n"
 
 
 def has_assert(test):
@@ -66,7 +67,7 @@ def check(sandbox, tasks, test_paths, progress=None):
         if leaks(task):
             found[name].append("its prompt holds the solution")
     for path in test_paths:
-        for test_id, name, share in overlap(tasks, path).get("pairs", ()):
+        for test_id, name, share in near_duplicates(tasks, read_tasks(path)):
             found[name].append(f"{share:.0%} of the 8-grams of test task {test_id} in {path} are in it")
     return found
 

@@ -50,6 +50,11 @@ def test_each_mistake_is_named(tmp_path):
         "my/leak": {"prompt": 'def double(x):\n    """Return twice x: return 2*x."""\n'},
         "my/twin": {**EXAM, "prompt": EXAM["prompt"].replace(", in metres.", " in METRES!\n")},
         "my/fine": {"test": helper},
+        "my/whole": {  # as in MBPP+: the completion begins the function itself
+            "prompt": '"""Write a function that doubles a number."""\n',
+            "canonical_solution": "def double(x):\n    return 2 * x\n",
+            "test": one_assert("assert candidate(0) == 0"),
+        },
     }
     tasks = [GOOD, *({**GOOD, **fields, "task_id": name} for name, fields in wrong.items())]
     path = write(tmp_path / "my_tasks.jsonl", *tasks)
@@ -57,16 +62,17 @@ def test_each_mistake_is_named(tmp_path):
     code, out, _ = run(path, "--test_path", write(tmp_path / "exam.jsonl", EXAM), cwd=tmp_path)
     assert code == 1
     expected = [
-        "line 9: field 'prompt' is missing or not a string",
-        "line 10: not JSON: Expecting value: line 1 column 1 (char 0)",
-        "line 11: task_id 'my/good' was there before",
+        "line 10: field 'prompt' is missing or not a string",
+        "line 11: not JSON: Expecting value: line 1 column 1 (char 0)",
+        "line 12: task_id 'my/good' was there before",
         "my/fails: its reference fails: failed: assert candidate(3) == 6",
         "my/crashes: its reference fails: exception: NameError: name 'y' is not defined",
         "my/zero: its test passes for a stub: return False or return 0 or return args[0]",
         "my/silent: its test has no assert",
+        "my/whole: its test passes for a stub: return False or return 0 or return args[0]",
         "my/leak: its prompt holds the solution",
         f"my/twin: 100% of the 8-grams of test task exam/1 in {tmp_path}/exam.jsonl are in it",
-        f"2 of 11 tasks are fine, 9 are not (compared with {tmp_path}/exam.jsonl)",
+        f"2 of 12 tasks are fine, 10 are not (compared with {tmp_path}/exam.jsonl)",
     ]
     assert sorted(out) == sorted(expected)
 

@@ -46,7 +46,8 @@ def test_share_is_that_of_one_training_task(tmp_path):
     assert shared(words(0, 15)) == []  # 11 of 16 grams are 69 %
     assert shared(words(0, 16)) == [("Test/0", "Train/0", 12 / 16)]
     assert shared(words(0, 9), words(9, 18)) == []  # together enough, each alone not
-    assert shared("other", words(0, 16)) == [("Test/0", "Train/1", 12 / 16)]
+    both = [("Test/0", "Train/1", 14 / 16), ("Test/0", "Train/2", 12 / 16)]
+    assert shared("other", words(0, 18), words(0, 16)) == both  # the largest first
 
 
 def test_no_overlap_and_no_file(tmp_path):
