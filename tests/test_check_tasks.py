@@ -49,7 +49,11 @@ def test_each_mistake_is_named(tmp_path):
         "my/silent": {"test": one_assert("candidate(3)")},
         "my/leak": {"prompt": 'def double(x):\n    """Return twice x: return 2*x."""\n'},
         "my/twin": {**EXAM, "prompt": EXAM["prompt"].replace(", in metres.", " in METRES!\n")},
-        "my/fine": {"test": helper},
+        "my/fine": {  # of its two lines only one stands in the prompt
+            "prompt": 'def double(x):\n    """Return twice the number. Begin with y = x."""\n',
+            "canonical_solution": "    y = x\n    return 2 * y\n",
+            "test": helper,
+        },
         "my/whole": {  # as in MBPP+: the completion begins the function itself
             "prompt": '"""Write a function that doubles a number."""\n',
             "canonical_solution": "def double(x):\n    return 2 * x\n",
