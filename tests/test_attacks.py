@@ -82,7 +82,7 @@ def test_as_an_ordinary_user(default, words):
         pytest.skip("an ordinary user may start no Python here")
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(f"{folder}/tests")
-        for name in ("sandbox.py", "tests/attacks.py"):
+        for name in ("sandbox.py", "sandbox_worker.py", "tests/attacks.py"):
             shutil.copy(ROOT / name, f"{folder}/{name}")
         subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
         identity = {"user": ORDINARY_USER, "group": ORDINARY_USER, "extra_groups": []}

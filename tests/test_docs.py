@@ -103,7 +103,7 @@ def test_output_shown_on_the_page_on_evaluation():
 
 def test_own_tasks(tmp_path):
     """The file that the page writes is sound, and its ten lines run: here with few tasks and one update."""
-    for name in ("data", "sandbox.py", "report.py", "report_template.html"):
+    for name in ("data", "sandbox.py", "sandbox_worker.py", "report.py", "report_template.html"):
         (tmp_path / name).symlink_to(ROOT / name)
     for script in ("train_sft_lora.py", "train_ppo_lora.py", "eval_humaneval.py", "compare_runs.py"):
         (tmp_path / script).symlink_to(ROOT / script)

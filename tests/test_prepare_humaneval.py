@@ -117,7 +117,8 @@ def test_split_of_the_real_file(tmp_path):
 
 def test_default_folder_is_that_of_the_script(tmp_path):
     (tmp_path / "data").mkdir()
-    shutil.copy(ROOT / "sandbox.py", tmp_path)
+    for name in ("sandbox.py", "sandbox_worker.py"):
+        shutil.copy(ROOT / name, tmp_path)
     script = shutil.copy(ROOT / "data/prepare_humaneval.py", tmp_path / "data")
     done = prepare("--source", write_tasks(tmp_path / "HumanEval.jsonl", make_tasks()), script=script)
     assert done.returncode == 0, done.stderr

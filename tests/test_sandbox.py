@@ -26,7 +26,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sandbox as module
-from sandbox import Sandbox, decode, encode, preflight, program, read_tasks, reference, score
+import sandbox_worker
+from sandbox import Sandbox, preflight, program, read_tasks, reference, score
+from sandbox_worker import decode, encode
 
 ROOT = Path(__file__).resolve().parents[1]
 HUMANEVAL = Path(__file__).resolve().parents[2] / "shared/humaneval/HumanEval.jsonl.gz"
@@ -64,6 +66,25 @@ def layers(*names, **options):
         monkeypatch.setattr(module, "LAYERS", names)
         with Sandbox(**{"workers": 1, "timeout": 1, "wrapper": (), "require": (), **options}) as sandbox:
             yield sandbox
+
+
+PATCHED = """import os, sys
+here = os.path.dirname(__file__)
+sys.path.insert(0, {root!r})
+import sandbox_worker as worker
+{patch}
+worker.zygote()
+"""
+
+
+@contextlib.contextmanager
+def patched_zygotes(patch):
+    """Let new zygotes run this code first; return a folder that they can read, as `here`."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
+        os.chmod(folder, 0o755)
+        Path(folder, "patched.py").write_text(PATCHED.format(root=str(ROOT), patch=patch))
+        monkeypatch.setattr(sandbox_worker, "__file__", f"{folder}/patched.py")
+        yield folder
 
 
 def descendants(pid):
@@ -164,7 +185,8 @@ def test_fraction(sandbox):
 def test_surroundings(sandbox):
     answer(sandbox, "return sorted(os.environ)", "['LC_CTYPE', 'PYTHONHASHSEED', 'PYTHONHOME']")
     answer(sandbox, "import signal\nreturn signal.alarm(0)", "4")  # 5 * 0.5 + 1, rounded up
-    answer(sandbox, "import importlib.util\nreturn importlib.util.find_spec('sandbox')", "None")
+    for name in ("sandbox", "sandbox_worker"):
+        answer(sandbox, f"import importlib.util\nreturn importlib.util.find_spec('{name}')", "None")
     answer(sandbox, "return 'torch' in sys.modules", "False")
     links = """
 links = set()
@@ -230,7 +252,7 @@ def test_stdin_is_empty():
 @needs_root
 def test_root_becomes_somebody_without_rights():
     who = "os.getresuid(), os.getresgid(), os.getgroups()"
-    nobody = (module.NOBODY,) * 3
+    nobody = (sandbox_worker.NOBODY,) * 3
     code = f"def f():\n    import os\n    return {who}"
     test = f"def check(f):\n    assert f() == {(nobody, nobody, [])}"
     with layers() as sandbox:
@@ -422,13 +444,13 @@ def f():
 """
 
 
-def test_daemons_are_found_and_killed(tmp_path, monkeypatch):
-    """Daemons need a fork, so this runs a copy of sandbox.py that allows processes."""
-    text = (ROOT / "sandbox.py").read_text()
-    assert text.count("4096 if bpf else 0") == 1
-    (tmp_path / "sandbox.py").write_text(text.replace("4096 if bpf else 0", "4096"))
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "sandbox.py"))
-    with layers() as sandbox:
+def test_daemons_are_found_and_killed():
+    """Daemons need a fork, so this takes away the limit that forbids processes."""
+    no_limit = "set_limit = worker.resource.setrlimit\n"
+    no_limit += (
+        "worker.resource.setrlimit = lambda name, pair: name == 6 or set_limit(name, pair)"  # RLIMIT_NPROC
+    )
+    with patched_zygotes(no_limit), layers() as sandbox:
         assert not sandbox.report["processes"]
         message = sandbox.check(DAEMON, "def check(f):\n    assert False, f()", "f").message
         daemon = int(message.split()[-1])
@@ -441,7 +463,7 @@ def test_without_landlock_nobody_may_look_into_the_trainer(names, dumpable):
 import sandbox
 sandbox.LAYERS = ({names})
 with sandbox.Sandbox(workers=1, wrapper=(), require=()):
-    print(sandbox.libc.prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
+    print(sandbox.sandbox_worker.libc.prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
 """
     assert run_python(code) == (0, f"{dumpable}\n", "")
 
@@ -497,10 +519,10 @@ def test_the_hard_limit_ends_a_job_that_gets_no_core_at_all(monkeypatch):
             time.sleep(min(milliseconds, 100) / 1000)
             return time.monotonic() - start > 5
 
-    monkeypatch.setattr(module, "queued", lambda pid: 1000.0)
+    monkeypatch.setattr(sandbox_worker, "queued", lambda pid: 1000.0)
     with subprocess.Popen(["sleep", "9"]) as process:
         start = time.monotonic()
-        assert module.supervise(Poller(), [process.pid], 0.02) is True
+        assert sandbox_worker.supervise(Poller(), [process.pid], 0.02) is True
         assert 1.1 <= time.monotonic() - start < 2
         process.kill()
 
@@ -610,13 +632,13 @@ any_json = st.recursive(
     | st.integers()
     | st.floats()
     | st.text()
-    | st.sampled_from([*module.BUILD, "o"]),
+    | st.sampled_from([*sandbox_worker.BUILD, "o"]),
     lambda inner: (
         st.lists(inner)
         | st.dictionaries(st.text(), inner)
         | st.builds(
             lambda tag, parts: [tag, *parts],
-            st.sampled_from([*module.BUILD, "o"]),
+            st.sampled_from([*sandbox_worker.BUILD, "o"]),
             st.lists(inner, max_size=3),
         )
     ),
@@ -959,18 +981,11 @@ with sandbox.Sandbox(workers=1, wrapper=()) as box:
     assert (status, out) == (1, "") and "neutrality" in err
 
 
-def test_kernel_without_layers(monkeypatch):
+def test_kernel_without_layers():
     """As on gVisor or Linux 5.10: no libseccomp, and Landlock's system calls fail."""
-    copy = (
-        (ROOT / "sandbox.py")
-        .read_text()
-        .replace('"libseccomp.so.2"', '"libnone.so"')
-        .replace("= 444, ", "= 999, ")
-    )
-    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
-        file.write(copy)
-        file.flush()
-        monkeypatch.setattr(module, "__file__", file.name)
+    old = "worker.LANDLOCK_CREATE = 999\nload = worker.ctypes.CDLL\n"
+    old += "worker.ctypes.CDLL = lambda name: load('libnone.so' if 'seccomp' in name else name)"
+    with patched_zygotes(old):
         with pytest.raises(SystemExit, match=r"nothing keeps programs from: network, .*read"):
             Sandbox(workers=1, wrapper=())
         with Sandbox(workers=1, wrapper=(), require=["processes"]) as sandbox:
@@ -979,20 +994,15 @@ def test_kernel_without_layers(monkeypatch):
             assert check(sandbox, WRONG).outcome == "failed"
 
 
-def test_a_child_that_cannot_be_confined_runs_nothing(monkeypatch):
+def test_a_child_that_cannot_be_confined_runs_nothing():
     """A layer that worked at the start and fails later is our fault, not the program's."""
-    copy = (ROOT / "sandbox.py").read_text()
-    assert copy.count("    if failed:\n") == 1
-    with tempfile.TemporaryDirectory() as directory:
-        os.chmod(directory, 0o755)
-        path = Path(directory, "sandbox.py")
-        path.write_text(copy.replace("    if failed:\n", f"    if os.path.exists('{directory}/broken'):\n"))
-        monkeypatch.setattr(module, "__file__", str(path))
-        with layers() as sandbox:
-            assert check(sandbox, RIGHT).outcome == "passed"
-            Path(directory, "broken").touch()
-            assert check(sandbox, RIGHT).outcome == "error"
-            assert sandbox.check_io("print(1)", [("", "1")]).outcome == "error"
+    broken = "prctl = worker.libc.prctl\n"
+    broken += "worker.libc.prctl = lambda *args: -1 if os.path.exists(f'{here}/broken') else prctl(*args)"
+    with patched_zygotes(broken) as folder, layers() as sandbox:
+        assert check(sandbox, RIGHT).outcome == "passed"
+        Path(folder, "broken").touch()
+        assert check(sandbox, RIGHT).outcome == "error"
+        assert sandbox.check_io("print(1)", [("", "1")]).outcome == "error"
 
 
 @needs_firejail
@@ -1037,7 +1047,8 @@ def test_firejail_without_new_privileges_is_found_out():
     python = shutil.which("python3", path="/usr/local/bin:/usr/bin")
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
-        shutil.copy(ROOT / "sandbox.py", directory)
+        for name in ("sandbox.py", "sandbox_worker.py"):
+            shutil.copy(ROOT / name, directory)
         for more, expected in (([], "firejail; True; passed\n"), (["--no-new-privs"], INEFFECTIVE)):
             command = [*user, *more, python, "-c", WRAPPED]
             done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
@@ -1110,7 +1121,7 @@ def owner(entry):
 def footprint():
     """Return what may leak: number of processes and descriptors, temporary files, megabytes per process."""
     pids = descendants(os.getpid())
-    uid = os.geteuid() or module.NOBODY  # of the programs
+    uid = os.geteuid() or sandbox_worker.NOBODY  # of the programs
     files = {entry.name for path in ("/tmp", "/dev/shm") for entry in os.scandir(path) if owner(entry) == uid}
     visible = ["self", *pids] if os.geteuid() == 0 else ["self"]
     fds = sorted(len(os.listdir(f"/proc/{pid}/fd")) for pid in visible)  # sorted: a new zygote has a new pid
