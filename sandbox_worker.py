@@ -124,6 +124,16 @@ def read_all(fd):
 
 # -- plain-data codec ----------------------------------------------------------------------------------------
 
+# What JSON has itself (None, bool, float, str, an int of less than 63 bits) crosses as it is. All else is a
+# list of a tag and parts, which are encoded in their turn:
+#   1 << 62            ["i", "0x4000000000000000"]             decimal digits would take quadratic time
+#   Text("a")          ["u", "a"]                              a subclass of str, of float: ["e", 1.5]
+#   b"\x00\xff"        ["b", "00ff"]
+#   2 + 3j, range(4)   ["c", 2.0, 3.0], ["r", 0, 4, 1]
+#   {"a": None}        ["d", ["t", "a", null]]
+#   [1], (1,), {1}     ["l", 1], ["t", 1], ["s", 1]            a frozenset: ["f", 1]
+#   iter([1])          ["n", 1]                                from the candidate only
+#   other objects      ["o", 0], ["o", "f"]                    a place in `kept`, a name of the program
 FORMS: tuple = (  # tag, type, its parts, the way back
     ("i", int, lambda value: [hex(value)], lambda parts: int(parts[0], 16)),
     ("e", float, lambda value: [float(value)], lambda parts: float(parts[0])),
@@ -132,7 +142,10 @@ FORMS: tuple = (  # tag, type, its parts, the way back
     ("c", complex, lambda value: [value.real, value.imag], lambda parts: complex(*parts)),
     ("r", range, lambda value: [value.start, value.stop, value.step], lambda parts: range(*parts)),
     ("d", dict, dict.items, dict),
-    *((kind.__name__[0], kind, kind, kind) for kind in (list, tuple, set, frozenset)),
+    ("l", list, list, list),
+    ("t", tuple, tuple, tuple),
+    ("s", set, set, set),
+    ("f", frozenset, frozenset, frozenset),
 )
 BUILD = {"n": iter, **{tag: back for tag, _, _, back in FORMS}}
 
@@ -310,17 +323,17 @@ def judge(fd, job, verdict):
     """Run the test in the file `job` against the candidate and write the verdict (all file descriptors)."""
     code, entry_point, has_program_names, source, helpers, test, n_asserts = marshal.loads(read_all(job))
     seed_random(source, source)  # unknown to the candidate
-    found = {"outcome": "passed", "message": "", "n_passed": 0, "n_tests": 0}
+    counted = {"outcome": "passed", "message": "", "n_passed": 0, "n_tests": 0}
 
     def count(error, source=""):
-        found["n_tests"] += 1
-        found["n_passed"] += error is None
-        if error is not None and found["outcome"] == "passed":  # the first failure wins
+        counted["n_tests"] += 1
+        counted["n_passed"] += error is None
+        if error is not None and counted["outcome"] == "passed":  # the first failure wins
             is_failure = type(error) is AssertionError
-            found["outcome"] = "failed" if is_failure else getattr(error, "outcome", "exception")
+            counted["outcome"] = "failed" if is_failure else getattr(error, "outcome", "exception")
             with suppress(Exception):  # even this may fail: an int of 5000 digits has no str()
                 text = f"{source} {error}" if is_failure else getattr(error, "text", None) or repr(error)
-                found["message"] = text.strip()[:300]
+                counted["message"] = text.strip()[:300]
 
     def ask(*request):
         """Send a request; return what the candidate returned or raise what it raised."""
@@ -349,13 +362,13 @@ def judge(fd, job, verdict):
         exec(test, names)
         if not n_asserts:
             count(None)  # nothing to count: the test as a whole is one case
-        elif not found["n_tests"]:
+        elif not counted["n_tests"]:
             count(Exception("no assert of the test was reached"))
     except CandidateDied:
         pass
     except BaseException as error:
         count(error)
-    os.write(verdict, json.dumps(list(found.values())).encode())
+    os.write(verdict, json.dumps(list(counted.values())).encode())
 
 
 # -- zygote: forks, supervises, kills and reaps; reads no file of a job --------------------------------------
@@ -445,11 +458,33 @@ def run_job(control, files, timeout, rights):
 def of_one_shape(compare, shape):
     """Return numpy's comparison without broadcasting: it would find [] close to every number."""
 
-    def compare_strictly(found, expected, *args, **kwargs):
-        assert shape(found) == shape(expected), "another shape"
-        return compare(found, expected, *args, **kwargs)
+    def compare_strictly(actual, desired, *args, **kwargs):
+        assert shape(actual) == shape(desired), "another shape"
+        return compare(actual, desired, *args, **kwargs)
 
     return compare_strictly
+
+
+def import_numpy(folder):
+    """Import numpy, for tests alone."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    sys.path.append(folder)
+    numpy = __import__("numpy.testing")
+    sys.path.pop()
+    for module, name in ((numpy, "allclose"), (numpy.testing, "assert_allclose")):
+        setattr(module, name, of_one_shape(getattr(module, name), numpy.shape))
+    TESTS_ONLY.extend(name for name in sys.modules if name.split(".")[0] == "numpy")
+
+
+def become_nobody():
+    """Give up root and its capabilities; let nobody look into this process; adopt daemons of programs."""
+    with suppress(OSError):  # not root
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    libc.capset(struct.pack("II", CAPABILITY_VERSION, 0), bytes(24))  # for a root that cannot change user
+    for option, value in ((PR_SET_DUMPABLE, 0), (PR_SET_NO_NEW_PRIVS, 1), (PR_SET_CHILD_SUBREAPER, 1)):
+        libc.prctl(option, value, 0, 0, 0)
 
 
 def zygote():
@@ -465,23 +500,11 @@ def zygote():
     os.dup2(1, 0)  # /dev/null
     layers, timeout, memory_mb, numpy_folder = json.loads(control.recv(9999))
     if numpy_folder:  # now, as nothing outside the standard library can be read later
-        os.environ["OPENBLAS_NUM_THREADS"] = "1"
-        sys.path.append(numpy_folder)
-        numpy = __import__("numpy.testing")
-        sys.path.pop()
-        for module, name in ((numpy, "allclose"), (numpy.testing, "assert_allclose")):
-            setattr(module, name, of_one_shape(getattr(module, name), numpy.shape))
-        TESTS_ONLY.extend(name for name in sys.modules if name.split(".")[0] == "numpy")
+        import_numpy(numpy_folder)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # short of memory, the kernel takes us and not the trainer
     network = os.readlink("/proc/self/ns/net")
-    with suppress(OSError):  # not root
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-    libc.capset(struct.pack("II", CAPABILITY_VERSION, 0), bytes(24))  # for a root that cannot change user
-    for option, value in ((PR_SET_DUMPABLE, 0), (PR_SET_NO_NEW_PRIVS, 1), (PR_SET_CHILD_SUBREAPER, 1)):
-        libc.prctl(option, value, 0, 0, 0)
+    become_nobody()
     bpf = b""
     with suppress(OSError):
         bpf = seccomp_filter() if "seccomp" in layers else b""

@@ -865,9 +865,8 @@ SORTED = [
 ]
 SHADOWS = "".join(f"def {name}(*_, **__): return Liar()\n" for name in NAMES.split())
 asserts("builtins redefined", "failed", SHADOWS + LIAR + "def f(x): return []", SORTED)
-NAMES = (
-    "__count__ __missing__ __candidate__ __builtins__ __error __name__ check candidate ask judge names found"
-)
+NAMES = "__count__ __missing__ __candidate__ __builtins__ __error __name__ check candidate ask judge names"
+NAMES += " counted"
 SHADOWS = "".join(f"def {name}(*_, **__): return True\n" for name in NAMES.split())
 asserts(
     "names of the judge", "failed", SHADOWS + "def f(x): return 9", ["assert f(1) == 1", "assert f(2) == 2"]
