@@ -2,7 +2,7 @@
 
     trainer (torch, CUDA, tokens)    never forks; starts one zygote per worker
        |  socket                     down: open files, the job and a place for its result; up: how it ended
-    zygote (empty environment)       forks, supervises, kills and reaps; reads no file of a job
+    zygote (sandbox_worker.py)       without environment; forks, supervises, reaps; reads no file of a job
        |-- candidate                 runs the program; holds one socket to the judge, no test and no verdict
        `-- judge                     runs the test, calls the candidate over that socket, writes the verdict
 
@@ -10,11 +10,9 @@ A program that shares an interpreter with its test can write its own mark: `sys.
 all others, a walk up the stack. Only plain data crosses this socket: a program can return values or die. With
 stdin/stdout tests there is no judge, and the expected output never leaves the trainer.
 
-Before they start, candidate and judge give up root, resources, system calls (seccomp) and files (Landlock);
-firejail, where installed, surrounds the zygote. What of that works on this machine is measured at each start:
-`python sandbox.py` shows it. NOT stopped: holes of the kernel, weak tests, marks in files' access times.
-A program has the standard library without sockets, processes and files; its arguments are copies, so no test
-sees what it changes in place.
+What holds programs back on this machine is measured at each start; `python sandbox.py` shows it. NOT stopped:
+holes of the kernel, weak tests, marks in files' access times. A program has the standard library without
+sockets, processes and files; its arguments are copies, so no test sees what it changes in place.
 """
 
 import ast
@@ -38,7 +36,6 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from itertools import chain
 
 import sandbox_worker
 from sandbox_worker import FAULTS, PR_SET_DUMPABLE, read_all, wall_limit
@@ -128,10 +125,9 @@ def compared(expected: str, output: bytes, status: int, late: bool, cpu: float, 
             return word == right or ("." in right and math.isclose(float(word), float(right), abs_tol=1e-6))
 
     texts = output.decode(errors="replace"), expected
-    lines, targets = ([line.split() for line in text.strip().split("\n")] for text in texts)
-    is_same = [*map(len, lines)] == [*map(len, targets)] and all(map(same, chain(*lines), chain(*targets)))
+    words, rights = (re.findall(r"\S+|\n", text.strip()) for text in texts)  # a line's end is a word, too
     outcome = ending(status, late)
-    if outcome == "passed" and not is_same:
+    if outcome == "passed" and not (len(words) == len(rights) and all(map(same, words, rights))):
         outcome = "failed"
     return Result(outcome, int(outcome == "passed"), 1, float(outcome == "passed"), "", cpu, wall)
 
@@ -218,9 +214,8 @@ def check(candidate):
 def firejail(numpy_folder=""):
     """Return the command that takes network and home from a zygote, [] where firejail is not installed."""
     path, home = shutil.which("firejail"), os.path.expanduser("~/")
-    needed = (sys.base_prefix, os.path.abspath(sandbox_worker.__file__), numpy_folder)
-    needed = [path for path in needed if path.startswith(home)]
-    files = [f"--whitelist={path}" for path in needed] or ["--private"]
+    needed = sys.base_prefix, os.path.abspath(sandbox_worker.__file__), numpy_folder
+    files = [f"--whitelist={path}" for path in needed if path.startswith(home)] or ["--private"]
     return [path, "--quiet", "--noprofile", "--net=none", *files] if path else []
 
 
@@ -239,14 +234,12 @@ class Sandbox(ExitStack):
         if sys.platform != "linux":
             raise SystemExit("sandbox.py needs Linux (on Windows use WSL2, on a Mac a Linux container)")
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        numpy_folder = ""
-        if any("numpy" in task["test"] for task in tasks):
-            numpy_folder = os.path.dirname(os.path.dirname(importlib.util.find_spec("numpy").origin))
+        workers = workers or max(1, cores)
+        numpy = any("numpy" in task["test"] for task in tasks) and importlib.util.find_spec("numpy")
+        numpy_folder = os.path.dirname(os.path.dirname(numpy.origin)) if numpy else ""
         tried = []
         for command in [firejail(numpy_folder), []] if wrapper == "auto" else [list(wrapper)]:
-            self.workers = [
-                Worker(command, timeout, memory_mb, numpy_folder) for _ in range(workers or max(1, cores))
-            ]
+            self.workers = [Worker(command, timeout, memory_mb, numpy_folder) for _ in range(workers)]
             tried.append(os.path.basename(command[0]) if command else "none")
             with suppress(OSError, ValueError):
                 layers = self.workers[0].start()
@@ -275,6 +268,10 @@ class Sandbox(ExitStack):
                 f"sandbox: nothing keeps programs from: {', '.join(broken)}. Needs Landlock and libseccomp. "
                 f"Put SANDBOX_REQUIRE='{kept}' before the command to run them anyway (see python sandbox.py)"
             )
+
+    def __del__(self):
+        with suppress(Exception):  # it is half made, or a thread of its own pool drops it
+            self.close()  # what an exception in a notebook left open, when the cell runs again
 
     def _measure(self):
         """Let programs try what they must not do; return which promises hold."""
@@ -351,9 +348,8 @@ class Sandbox(ExitStack):
         n_passed = sum(result.outcome == "passed" for result in results)
         worst = min(results, key=lambda result: (result.outcome != "error", result.outcome == "passed"))
         cpu, wall = sum(result.cpu for result in results), sum(result.wall for result in results)
-        return Result(
-            worst.outcome, n_passed, len(cases), n_passed / max(1, len(cases)), worst.message, cpu, wall
-        )
+        fraction = n_passed / max(1, len(cases))
+        return Result(worst.outcome, n_passed, len(cases), fraction, worst.message, cpu, wall)
 
     def map(self, jobs, progress=None, method=None):
         """Call `method` (default: check) with each tuple of arguments, on all workers; results in order."""
@@ -553,7 +549,5 @@ if __name__ == "__main__":
         for name, value in sandbox.report.items():
             print(f"{name:20}{value}")
         for expected, body in SELF_CHECK.items():
-            outcome = sandbox.check(
-                f"def f(a):\n    {body}", "def check(f):\n    assert f(3) == 4", "f"
-            ).outcome
+            outcome = sandbox.check(f"def f(a):\n {body}", "def check(f): assert f(3) == 4", "f").outcome
             print(f"{body:60}{outcome:12}{'as expected' if outcome == expected else 'NOT ' + expected}")

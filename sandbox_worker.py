@@ -1,7 +1,8 @@
 """What runs below the trainer: one zygote, and for each job a candidate and a judge.
 
-Started by sandbox.py, never by you; the drawing there shows who holds what. Candidate and judge give up their
-rights before they touch a job. This file imports little, as every fork copies what its zygote has loaded.
+Started by sandbox.py, never by you; the drawing there shows who holds what. Before they start, candidate and
+judge give up root, resources, system calls (seccomp) and files (Landlock); firejail, where installed,
+surrounds the zygote. This file imports little: every fork copies what its zygote has loaded.
 """
 
 import atexit
