@@ -410,13 +410,28 @@ def test_nothing_outlives_the_trainer(wrapper):
 @wrapped
 def test_close_leaves_no_process(wrapper):
     before = set(descendants(os.getpid()))
-    with Sandbox(workers=2, timeout=1, wrapper=eval(wrapper)) as sandbox, ThreadPoolExecutor() as pool:
+    with Sandbox(workers=2, timeout=0.3, wrapper=eval(wrapper)) as sandbox, ThreadPoolExecutor() as pool:
         jobs = [(HEAD + "    while True: pass\n", TEST, "add", HEAD)] * 2
         started = pool.submit(sandbox.map, jobs)
         pids = wait_for(lambda: len(pids := set(descendants(os.getpid())) - before) >= 6 and pids, 5)
         started.result()
     assert pids and wait_for(lambda: not any(map(alive, pids)), 1)
     assert set(descendants(os.getpid())) == before
+
+
+def test_a_sandbox_that_nobody_holds_closes_itself():
+    """As in a notebook, where an exception left the loop and the cell runs again."""
+    before = set(descendants(os.getpid()))
+    sandbox = Sandbox(workers=1, wrapper=())
+    running = sandbox.pool.submit(sandbox.check, HEAD + SLEEP + RIGHT, ONCE, "add")
+    pids = set(descendants(os.getpid())) - before
+    sandbox = Sandbox(workers=1, wrapper=())  # the first is dropped by its own thread, after the job
+    assert running.result().outcome == "passed" and pids
+    assert wait_for(lambda: not any(map(alive, pids)))
+    del sandbox
+    assert set(descendants(os.getpid())) - before - pids == set()  # waited for, no zombie
+    with pytest.raises(TypeError):
+        Sandbox(no_such_option=1)
 
 
 def test_files_of_a_job_are_closed(sandbox):
@@ -485,31 +500,32 @@ BURN = """    from time import process_time
 
 @pytest.mark.alone
 def test_a_busy_machine_fails_nobody():
-    """A program that needs 35 % of its time passes 20 of 20 times beside four endless loops per core."""
+    """A program that needs 35 % of its time passes 8 of 8 times beside four endless loops per core."""
     hog = [sys.executable, "-S", "-c", "while True: pass"]
     hogs = [subprocess.Popen(hog, start_new_session=True) for _ in range(4 * len(os.sched_getaffinity(0)))]
     try:
-        with Sandbox(timeout=0.6) as sandbox:
-            jobs = [(HEAD + BURN.format(0.35 * 0.6) + RIGHT, ONCE, "add")] * 20
-            results = sandbox.map(jobs)
-            late = check(sandbox, BURN.format(5) + RIGHT, ONCE)
+        with Sandbox(timeout=0.4) as sandbox:
+            endless = (HEAD + "    while True: pass\n", ONCE, "add")
+            late, *results = sandbox.map(
+                [endless, *[(HEAD + BURN.format(0.35 * 0.4) + RIGHT, ONCE, "add")] * 8]
+            )
     finally:
         for hog in hogs:
             hog.kill()
             hog.wait()
-    assert [result.outcome for result in results] == ["passed"] * 20
-    assert max(result.wall for result in results) > 0.6, (
-        "the cores were not busy, so this test has shown nothing"
-    )
-    assert late.outcome == "timeout" and late.wall < 4.5, late
+    assert [result.outcome for result in results] == ["passed"] * 8
+    assert max(result.wall for result in results) > 0.4, "the cores were not busy: this has shown nothing"
+    assert late.outcome == "timeout" and late.wall < 3.5, late  # 5 * 0.4 + 1 and the judge's end
 
 
 @pytest.mark.alone
 def test_an_endless_program_is_stopped_within_twice_its_limit():
-    with Sandbox(workers=1, timeout=1) as sandbox:
-        for body in ("    while True: pass\n", "    import time; time.sleep(60)\n"):
-            result = check(sandbox, body)
-            assert result.outcome == "timeout" and 1 <= result.wall < 2, result
+    """In CPU seconds where it computes, in wall-clock seconds where it sleeps."""
+    with Sandbox(workers=1, timeout=0.5) as sandbox:
+        loop = check(sandbox, "    while True: pass\n")
+        assert loop.outcome == "timeout" and loop.wall >= 0.5 and 0.3 < loop.cpu < 1, loop
+        sleep = check(sandbox, "    import time; time.sleep(60)\n")
+        assert sleep.outcome == "timeout" and 0.5 <= sleep.wall < 1, sleep
 
 
 @pytest.mark.alone
@@ -579,6 +595,29 @@ def same(a, b):
 @pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
 def test_codec_round_trip(value):
     assert same(decode(json.loads(json.dumps(encode(value))), None), value)
+
+
+def test_codec_as_its_comment_says():
+    word, number = type("word", (str,), {})("a"), type("number", (float,), {})(1.5)
+    pairs = [
+        (1 << 62, ["i", "0x4000000000000000"]),
+        (word, ["u", "a"]),
+        (number, ["e", 1.5]),
+        (b"\x00\xff", ["b", "00ff"]),
+        (2 + 3j, ["c", 2.0, 3.0]),
+        (range(4), ["r", 0, 4, 1]),
+        ({"a": None}, ["d", ["t", "a", None]]),
+        ([1], ["l", 1]),
+        ((1,), ["t", 1]),
+        ({1}, ["s", 1]),
+        (frozenset({1}), ["f", 1]),
+        (iter([1]), ["n", 1]),
+        (sandbox_worker.Handle("f", None), ["o", "f"]),
+        (print, ["o", 0]),
+    ]
+    for value, message in pairs:
+        assert encode(value, []) == message
+    assert {message[0] for _, message in pairs} == {*sandbox_worker.BUILD, "o"}
 
 
 def test_codec_sends_the_base_value_of_subclasses():
@@ -670,7 +709,7 @@ def parts(value):
 
 
 @given(any_json)
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_decode_makes_exact_builtins_only(message):
     handle = object()
     with contextlib.suppress(Exception):  # judge() ends the job at any of them
@@ -686,7 +725,7 @@ UNGUESSABLE = "def check(candidate):\n    assert candidate() == 'a value that no
 
 
 @given(st.lists(reply.map(str.encode) | st.binary(), min_size=1, max_size=3), st.booleans())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_reply_passes_or_kills_the_judge(sandbox, replies, in_call):
     lie = f"for line in {replies!r}: reply(line)"
     code = f"{CHANNEL}\ndef add():\n    {lie}\n" if in_call else f"{CHANNEL}\n{lie}\ndef add(): pass\n"
@@ -1129,8 +1168,12 @@ def footprint():
 
 
 def test_soak():
-    """20,000 jobs of all kinds, a tenth of them hostile; now and then a zygote is killed in mid-job."""
+    """Thousands of jobs of all kinds, a tenth of them hostile; now and then a zygote is killed in mid-job.
+
+    SOAK=20 in the environment runs 20,000 of them; else it is 2,000.
+    """
     rng = random.Random(0)
+    thousands = int(os.environ.get("SOAK", "2"))
 
     def program(body):
         return CHANNEL + HEAD + f"    {body}\n", TEST, "add"
@@ -1159,10 +1202,10 @@ def test_soak():
 
         run_1000()
         before = footprint()
-        for thousand in range(1, 20):
+        for thousand in range(1, thousands):
             with ThreadPoolExecutor() as pool:
                 running = pool.submit(run_1000)
-                if thousand % 4 == 0:
+                if thousand % 4 == 1:
                     kill_zygotes_in_mid_job(sandbox.workers[0], 1)  # costs one retry, no result
                 running.result()
         after = footprint()
