@@ -32,7 +32,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -337,8 +336,7 @@ class Sandbox(ExitStack):
         results = [] if cases else [Result("error", message="there is no case")]
         for given, expected in cases:
             if fn_name:
-                test = CALL.format(json.dumps([given, expected]))
-                results.append(self.check(code, test, fn_name))
+                results.append(self.check(code, CALL.format(json.dumps([given, expected])), fn_name))
             else:
                 files = code.encode(errors="surrogatepass"), given.encode()
                 limit = max(1 << 20, 4 << len(expected.encode()).bit_length())  # does not tell the length
@@ -445,54 +443,6 @@ def from_mbpp_plus(task: dict) -> dict:
         }
     except (LookupError, TypeError, SyntaxError, AttributeError) as error:
         raise ValueError(f"not a task of MBPP+: {type(error).__name__}: {error}") from None
-
-
-NGRAM, SHARED = 8, 0.7  # PaLM calls a task contaminated from here on (arXiv:2204.02311, section 8)
-
-
-def ngrams(task: dict) -> set[tuple[str, ...]]:
-    """Return the set of 8-grams of words in prompt and solution, without case and punctuation."""
-    words = re.findall(r"\w+", (task["prompt"] + task["canonical_solution"]).lower())
-    return {tuple(words[first : first + NGRAM]) for first in range(max(1, len(words) - NGRAM + 1))}
-
-
-def near_duplicates(train_tasks: list[dict], test_tasks: list[dict]) -> list[tuple[str, str, float]]:
-    """Return (test task_id, training task_id, share of the former's 8-grams in the latter), from 70 % on.
-
-    The largest share comes first. Paraphrases are not found.
-    """
-    holders = defaultdict(list)  # of an n-gram: the training tasks that have it
-    for task in train_tasks:
-        for gram in ngrams(task):
-            holders[gram].append(task["task_id"])
-    pairs = []
-    for task in test_tasks:
-        grams = ngrams(task)
-        common = Counter(name for gram in grams for name in holders.get(gram, ()))
-        pairs += [(task["task_id"], name, count / len(grams)) for name, count in common.items()]
-    return sorted((pair for pair in pairs if pair[2] >= SHARED), key=lambda pair: -pair[2])
-
-
-def overlap(train_tasks: list[dict], test_path) -> dict:
-    """Return what training tasks share with the tasks of an evaluation: a dict, its "summary" one line."""
-    if not os.path.exists(test_path):
-        return {"test_path": test_path, "summary": f"overlap: {test_path} is not there: nothing compared"}
-    test_tasks = read_tasks(test_path)
-    pairs = near_duplicates(train_tasks, test_tasks)
-    files = [{task["task_id"].split("/")[0] for task in tasks} for tasks in (train_tasks, test_tasks)]
-    benchmarks = sorted(set.intersection(*files))
-    count = len({test_id for test_id, _, _ in pairs})
-    summary = (
-        f"overlap: {count} of {len(test_tasks)} tasks in {test_path} have {SHARED:.0%} or more of their "
-    )
-    summary += f"{NGRAM}-grams in one training task"
-    if pairs:
-        summary += f" (most: {pairs[0][0]} with {pairs[0][1]}, {pairs[0][2]:.0%})"
-    if benchmarks:
-        summary += (
-            f"; warning: both files are from {', '.join(benchmarks)}, so the score is not one on new tasks"
-        )
-    return {"test_path": test_path, "pairs": pairs, "same_benchmark": benchmarks, "summary": summary}
 
 
 def program(task: dict, completion: str) -> str:

@@ -11,17 +11,20 @@ for more than a stub, a docstring that says something else, a paraphrase of a te
 
 import argparse
 import ast
+import os
+import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from sandbox import Sandbox, near_duplicates, read_task_lines, read_tasks, reference, score  # noqa: E402
+from sandbox import Sandbox, read_task_lines, read_tasks, reference, score  # noqa: E402
 
 STUBS = "None", "True", "False", "0", "1", "-1", "''", "[]", "{}", "()", "set()", "args[0]"  # what it returns
+NGRAM, SHARED = 8, 0.7  # PaLM calls a task contaminated from here on (arXiv:2204.02311, section 8)
 
 
 def stub(task, value):
@@ -44,9 +47,51 @@ def leaks(task):
     return all(line in prompt for line in lines if line)
 
 
+def ngrams(task: dict) -> set[tuple[str, ...]]:
+    """Return the set of 8-grams of words in prompt and solution, without case and punctuation."""
+    words = re.findall(r"\w+", (task["prompt"] + task["canonical_solution"]).lower())
+    return {tuple(words[first : first + NGRAM]) for first in range(max(1, len(words) - NGRAM + 1))}
+
+
+def near_duplicates(train_tasks: list[dict], test_tasks: list[dict]) -> list[tuple[str, str, float]]:
+    """Return (test task_id, training task_id, share of the former's 8-grams in the latter), from 70 % on.
+
+    The largest share comes first. Paraphrases are not found.
+    """
+    holders = defaultdict(list)  # of an n-gram: the training tasks that have it
+    for task in train_tasks:
+        for gram in ngrams(task):
+            holders[gram].append(task["task_id"])
+    pairs = []
+    for task in test_tasks:
+        grams = ngrams(task)
+        common = Counter(name for gram in grams for name in holders.get(gram, ()))
+        pairs += [(task["task_id"], name, count / len(grams)) for name, count in common.items()]
+    return sorted((pair for pair in pairs if pair[2] >= SHARED), key=lambda pair: -pair[2])
+
+
+def overlap(train_tasks: list[dict], test_path) -> dict:
+    """Return what training tasks share with the tasks of an evaluation: a dict, its "summary" one line."""
+    if not os.path.exists(test_path):
+        return {"test_path": test_path, "summary": f"overlap: {test_path} is not there: nothing compared"}
+    test_tasks = read_tasks(test_path)
+    pairs = near_duplicates(train_tasks, test_tasks)
+    files = [{task["task_id"].split("/")[0] for task in tasks} for tasks in (train_tasks, test_tasks)]
+    benchmarks = sorted(set.intersection(*files))
+    count = len({test_id for test_id, _, _ in pairs})
+    summary = f"overlap: {count} of {len(test_tasks)} tasks in {test_path} have {SHARED:.0%} or more of "
+    summary += f"their {NGRAM}-grams in one training task"
+    if pairs:
+        summary += f" (most: {pairs[0][0]} with {pairs[0][1]}, {pairs[0][2]:.0%})"
+    if benchmarks:
+        names = ", ".join(benchmarks)
+        summary += f"; warning: both files are from {names}, so the score is not one on new tasks"
+    return {"test_path": test_path, "pairs": pairs, "same_benchmark": benchmarks, "summary": summary}
+
+
 def check(sandbox, tasks, test_paths, progress=None):
     """{task_id: what is wrong with it, a list of lines}; a task without mistakes is not in it."""
-    found = defaultdict(list)
+    wrong = defaultdict(list)
     jobs = [(task, "reference", reference(task)) for task in tasks]
     jobs += [
         (task, value, stub(task, value)) for task in tasks if has_assert(task["test"]) for value in STUBS
@@ -55,21 +100,21 @@ def check(sandbox, tasks, test_paths, progress=None):
     passing = defaultdict(list)  # of a task: what its stubs return that pass
     for (task, value, _), result in zip(jobs, results):
         if value == "reference" and result.outcome != "passed":
-            found[task["task_id"]].append(f"its reference fails: {result.outcome}: {result.message}")
+            wrong[task["task_id"]].append(f"its reference fails: {result.outcome}: {result.message}")
         if value != "reference" and result.outcome == "passed":
             passing[task["task_id"]].append(f"return {value}")
     for task in tasks:
         name = task["task_id"]
         if not has_assert(task["test"]):
-            found[name].append("its test has no assert")
+            wrong[name].append("its test has no assert")
         if passing[name]:
-            found[name].append(f"its test passes for a stub: {' or '.join(passing[name])}")
+            wrong[name].append(f"its test passes for a stub: {' or '.join(passing[name])}")
         if leaks(task):
-            found[name].append("its prompt holds the solution")
+            wrong[name].append("its prompt holds the solution")
     for path in test_paths:
         for test_id, name, share in near_duplicates(tasks, read_tasks(path)):
-            found[name].append(f"{share:.0%} of the 8-grams of test task {test_id} in {path} are in it")
-    return found
+            wrong[name].append(f"{share:.0%} of the 8-grams of test task {test_id} in {path} are in it")
+    return wrong
 
 
 if __name__ == "__main__":
@@ -86,13 +131,13 @@ if __name__ == "__main__":
     total = len(tasks) + len(mistakes)
     bar = tqdm(total=len(tasks) * (1 + len(STUBS)), desc="programs", disable=not sys.stderr.isatty())
     with bar, Sandbox(timeout=args.time_limit, tasks=tasks) as sandbox:
-        found = check(sandbox, tasks, args.test_path, bar.update)
+        wrong = check(sandbox, tasks, args.test_path, bar.update)
     for number, mistake in mistakes.items():
         print(f"line {number}: {mistake}")
-    for name, wrong in found.items():
-        for line in wrong:
+    for name, lines in wrong.items():
+        for line in lines:
             print(f"{name}: {line}")
-    bad = len(mistakes) + len(found)
+    bad = len(mistakes) + len(wrong)
     compared = f" (compared with {', '.join(args.test_path) or 'no evaluation file'})"
     print(f"{total - bad} of {total} tasks are fine" + f", {bad} are not" * bool(bad) + compared)
     sys.exit(bool(bad))

@@ -624,3 +624,29 @@ def test_task_files_may_be_compressed(folder):
     shutil.copy(folder / "tasks.jsonl.gz", folder / "plain.jsonl")
     with pytest.raises(SystemExit, match="cannot be read"):
         read_tasks(folder / "plain.jsonl")
+
+
+# ---- what the adapter has learnt from ----
+
+
+def test_overlap_follows_the_adapters_back(tmp_path):
+    """An adapter has learnt from its own file and from that of the SFT adapter it started from."""
+
+    def task_file(name, first):
+        words = " ".join(f"w{i}" for i in range(first, first + 18))
+        task = {"prompt": f'def f(x):\n    """{words}"""\n', "canonical_solution": "    return x\n"}
+        task |= {"task_id": name, "test": "def check(f):\n    assert f(1) == 1\n", "entry_point": "f"}
+        write(tmp_path / f"{first}{name[:3]}.jsonl", [task])
+        return tmp_path / f"{first}{name[:3]}.jsonl"
+
+    test_file, sft_file, rl_file = task_file("Test/0", 0), task_file("Train/0", 0), task_file("Train/1", 20)
+    sft = {"train_path": str(sft_file), "train_sha256": ev.sha256(sft_file)}
+    rl = {"train_path": str(rl_file), "train_sha256": ev.sha256(rl_file), "sft_model": str(tmp_path)}
+    (tmp_path / "run_config.json").write_text(json.dumps(sft))
+    files = [(file["train_path"], len(file["pairs"])) for file in ev.overlaps(rl, test_file)]
+    assert files == [(str(rl_file), 0), (str(sft_file), 1)]
+    sft_file.write_text(sft_file.read_text() + "\n")
+    assert "is not the file that was trained on" in ev.overlaps(rl, test_file)[1]["summary"]
+    (tmp_path / "run_config.json").write_text(json.dumps(rl))  # its own predecessor
+    assert len(ev.overlaps(rl, test_file)) == 9
+    assert ev.overlaps({}, test_file) == []

@@ -1,14 +1,15 @@
-"""What training and evaluation files share is found and reported."""
+"""What training and evaluation files share is found and reported by data/check_tasks.py."""
 
 import json
 import random
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
 
-from eval_humaneval import overlaps, sha256
-from sandbox import ngrams, overlap, read_tasks
+from data.check_tasks import ngrams, overlap
+from sandbox import read_tasks
 
 HUMANEVAL = ROOT.parent / "shared/humaneval/HumanEval.jsonl.gz"
 
@@ -78,21 +79,10 @@ def test_humaneval_split(tmp_path):
     assert found["pairs"] == [("HumanEval/56", "HumanEval/61", 1.0)]
 
 
-def test_evaluation_follows_the_adapters_back(tmp_path):
-    """An adapter has learnt from its own file and from that of the SFT adapter it started from."""
-    test_path = write(tmp_path / "test.jsonl", [task("Test/0", words(0, 18))])
-    sft_file = write(tmp_path / "sft.jsonl", [task("Train/0", words(0, 18))])
-    rl_file = write(tmp_path / "rl.jsonl", [task("Train/1", words(20, 40))])
-    sft = {"train_path": str(sft_file), "train_sha256": sha256(sft_file)}
-    rl = {"train_path": str(rl_file), "train_sha256": sha256(rl_file), "sft_model": str(tmp_path)}
-    Path(tmp_path, "run_config.json").write_text(json.dumps(sft))
-    found = overlaps(rl, test_path)
-    assert [(file["train_path"], len(file["pairs"])) for file in found] == [
-        (str(rl_file), 0),
-        (str(sft_file), 1),
-    ]
-    sft_file.write_text(sft_file.read_text() + "\n")
-    assert "is not the file that was trained on" in overlaps(rl, test_path)[1]["summary"]
-    Path(tmp_path, "run_config.json").write_text(json.dumps(rl))  # its own predecessor
-    assert len(overlaps(rl, test_path)) == 9
-    assert overlaps({}, test_path) == []
+def test_a_script_finds_it_from_every_folder(tmp_path):
+    """Another package called data, which is not in the script's own folder, is not in its way."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/__init__.py").touch()
+    code = f"import sys; sys.path[:1] = [{str(ROOT)!r}, '']; from data.check_tasks import overlap"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

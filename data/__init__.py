@@ -1,0 +1,1 @@
+"""Task files, and the scripts that make and check them."""
