@@ -712,9 +712,11 @@ def parts(value):
 @settings(max_examples=200)
 def test_decode_makes_exact_builtins_only(message):
     handle = object()
-    with contextlib.suppress(Exception):  # judge() ends the job at any of them
+    try:
         value = decode(json.loads(json.dumps(message)), lambda index: handle)
-        assert all(part is handle or type(part) in EXACT for part in [value, *parts(value)])
+    except Exception:  # judge() ends the job at any of them
+        return
+    assert all(part is handle or type(part) in EXACT for part in [value, *parts(value)])
 
 
 reply = st.builds(json.dumps, any_json) | st.builds(
