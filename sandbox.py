@@ -39,7 +39,7 @@ from dataclasses import dataclass
 import sandbox_worker
 from sandbox_worker import FAULTS, PR_SET_DUMPABLE, read_all, wall_limit
 
-# -- a test and its verdict ----------------------------------------------------------------------------------
+# -- trusted side: what a test is, who runs it, what came of it ----------------------------------------------
 
 LAYERS = "seccomp", "landlock"  # take one out to see what the report says without it
 
