@@ -205,7 +205,8 @@ def plot_learning_curves(runs, logs, path):
         axes.set_xlabel("sampled completions")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-    grid[0, 0].legend(loc="lower right", fontsize=7, frameon=True)
+    ncols = 1 if len(groups) <= 4 else 2  # low enough to stay below the curves
+    grid[0, 0].legend(loc="lower right", ncols=ncols, fontsize=7, handlelength=1, frameon=True)
     smoothing = "Lines: mean over the last tenth of a run's updates (fewer at its start)"
     figure.suptitle(f"{smoothing}. Faint: single updates. Bands: lowest to highest seed.", fontsize=9)
     return finish(figure, path)
