@@ -83,11 +83,13 @@ def test_one_measured_update(tmp_path, what):
 
 def test_evaluation_benchmark_compares_equal_work(tmp_path, monkeypatch):
     """Loop and script give the same completions and verdicts, also in a last batch that is not full."""
-    lines = (ROOT / "data/mini_test.jsonl").read_text().splitlines(keepends=True)[:3]
-    (tmp_path / "tasks.jsonl").write_text("".join(lines))
-    monkeypatch.setattr(eval_speed, "NEW_TOKENS", 24)
+    lines = (ROOT / "data/mini_test.jsonl").read_text().splitlines(keepends=True)
+    some = [lines[i] for i in (0, 64, 81)]  # the last two are right once they are cut
+    (tmp_path / "tasks.jsonl").write_text("".join(some))
+    monkeypatch.setattr(eval_speed, "NEW_TOKENS", 48)
     monkeypatch.setattr(sys, "argv", [])
     naive, rows = eval_speed.one_at_a_time(tmp_path / "tasks.jsonl")
     mine, same = eval_speed.script(tmp_path / "tasks.jsonl", batch_size=2)
-    assert rows == same and len(rows) == 3 and all(0 < row[2] <= 24 for row in rows)
+    assert rows == same and len(rows) == 3 and all(0 < row[2] <= 48 for row in rows)
+    assert [row[4] for row in rows].count("passed") == 2 and "passed" not in [row[3] for row in rows]
     assert naive > 0 and mine > 0

@@ -457,6 +457,11 @@ def test_no_metrics(tmp_path):
         ({"pass_at_1": 15.2}, "pass_at_1"),
         ({"pass_at_1_truncated": "x"}, "pass_at_1_truncated"),
         ({"num_tasks": 0}, "num_tasks"),
+        ({"num_pass": 101}, "num_pass"),
+        ({"num_pass_truncated": -1}, "num_pass_truncated"),
+        ({"interval": [0.6, 0.4]}, "interval"),
+        ({"outcomes": {"passed": 0.5}}, "outcomes"),
+        ({"outcomes_truncated": {"gone": 1}}, "outcomes_truncated"),
     ],
 )
 def test_broken_field(tmp_path, change, word):
