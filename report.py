@@ -1,6 +1,6 @@
-"""Pictures and the HTML page of compare_runs.py.
+"""Plots and the HTML page of compare_runs.py.
 
-report.html is report_template.html with everything in it: tables, pictures and completions, as one file that
+report.html is report_template.html with everything in it: tables, plots and completions, as one file that
 needs no network. What models wrote goes into it as data, and the page shows it as text.
 """
 
@@ -22,9 +22,18 @@ from sandbox import read_tasks
 matplotlib.use("Agg")  # draws without a display
 import matplotlib.pyplot as plt
 
-METHODS = {"base": "s", "SFT": "D", "REINFORCE": "^", "PPO": "o"}  # in the order of the rows: marker
+STYLE = {"savefig.dpi": 150, "savefig.bbox": "tight", "figure.constrained_layout.use": True}
+STYLE |= {"axes.grid": True, "axes.axisbelow": True, "grid.color": "0.9", "legend.frameon": False}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 9}
+plt.rcParams.update(STYLE)
+
+METHODS = {
+    "base": "0.5",
+    "SFT": "tab:green",
+    "REINFORCE": "tab:orange",
+    "PPO": "tab:blue",
+}  # order and colour
 PANELS: dict[str, tuple] = {  # label in the learning curves: factor, the field in the log of PPO or REINFORCE
-    "reward": (1, "avg_reward", "reward"),
     "pass rate (%)": (100, "avg_base_reward", "base_reward"),
     "dev pass@1 (%)": (100, "dev_pass_at_1"),  # greedy, with --dev_path
     "length (tokens)": (1, "avg_gen_len", "gen_len"),
@@ -40,16 +49,16 @@ OUTCOMES = {  # in the order of the bars: label, colour
     "memory": ("out of memory", "#4a6fb5"),
     "violation": ("violation", "#555555"),
 }
-COLORS = plt.get_cmap("tab10").colors
+CAPTIONS = {
+    "scores.png": "pass@1 and length of each run. Filled: as generated, with its 95 % interval. "
+    "Hollow: cut at the first stop word.",
+    "outcomes.png": "What became of the completions. Thick bars: as generated; thin bars: cut.",
+    "learning_curves.png": "Training: pass rate, length and size of the updates, from the logs.",
+}
+SHOWN_SAMPLES = 5  # of each task and run; the files hold all
 
 
-# ---- pictures ----
-def first_number(record: dict, fields) -> float | None:
-    """The first finite number among these fields of a log record, or None."""
-    values = [record.get(field) for field in fields]
-    return next((value for value in values if is_number(value)), None)
-
-
+# ---- plots ----
 def is_number(value) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
@@ -59,85 +68,48 @@ def interval(run: dict, ending: str = "") -> list[float] | None:
     recorded, passed = run.get(f"interval{ending}"), run.get(f"num_pass{ending}")
     if recorded or passed is None or run.get("num_samples") not in (None, run["num_tasks"]):
         return recorded
-    found = binomtest(passed, run["num_tasks"]).proportion_ci(method="wilson")
-    return [float(found.low), float(found.high)]
+    limits = binomtest(passed, run["num_tasks"]).proportion_ci(method="wilson")
+    return [float(limits.low), float(limits.high)]
 
 
-def legend_name(i: int, run: dict) -> str:
-    """Begins with the number of the run: matplotlib hides names that begin with "_". "$" would be maths."""
-    return f"{i + 1}  {run['exp_name']}".replace("$", r"\$")
+def as_text(name: str) -> str:
+    """A name as matplotlib shows it literally: "$" is no maths, and a leading "_" does not hide it."""
+    return " " + name.replace("$", r"\$")
 
 
 def finish(figure, path):
-    """Write it with a light grid, the legend outside on the right, where it hides no point; the path."""
-    for axes in figure.axes:
-        axes.grid(color="0.9", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=8)
-    figure.savefig(path, bbox_inches="tight")
+    """Write the figure; return the path."""
+    figure.savefig(path)
     plt.close(figure)
     return path
 
 
-def place_label(spot, taken, scale):
-    """First place around spot (pixels) that is 11 points clear of all in taken; the offset in points."""
-    for radius in (14, 21, 29, 38):
-        for angle in np.arange(0, 2 * np.pi, np.pi / 4):
-            offset = radius * np.array([np.cos(angle), np.sin(angle)])
-            if all(math.dist(spot + scale * offset, other) > 11 * scale for other in taken):
-                taken.append(spot + scale * offset)
-                return offset
-    return offset  # too crowded: better on top of something than missing
-
-
-def plot_pass_vs_length(runs, path):
-    """One filled marker per run (raw), joined to a hollow one (truncated); numbers refer to the legend."""
-    figure, axes = plt.subplots(figsize=(6.5, 4.5), dpi=150)
-    lengths = np.array([run["avg_gen_len"] for run in runs])
-    raws = np.array([100 * run["pass_at_1"] for run in runs])
-    cuts = np.array(
-        [
-            raw if run["pass_at_1_truncated"] is None else 100 * run["pass_at_1_truncated"]
-            for run, raw in zip(runs, raws)
-        ]
-    )
-    limits = [100 * np.array(interval(run) or [run["pass_at_1"]] * 2) for run in runs]
-    for values, set_limits in ((lengths, axes.set_xlim), (np.append(cuts, limits), axes.set_ylim)):
-        pad = max(0.12 * np.ptp(values), 3)  # 3 tokens or points, where all values are equal
-        set_limits(values.min() - pad, values.max() + pad)
-
-    spots, tops = (axes.transData.transform(np.stack([lengths, y], axis=1)) for y in (raws, cuts))  # pixels
-    scale = figure.dpi / 72  # pixels per point
-    taken = list(np.linspace(spots, tops, 30).reshape(-1, 2))  # no label on a marker or a joining line
-    for i, (run, x, raw, cut) in enumerate(zip(runs, lengths, raws, cuts)):
-        color = COLORS[i % len(COLORS)]
-        style = {"marker": METHODS.get(run["method"], "X"), "color": color, "linestyle": "none"}
-        axes.vlines(x, *limits[i], color=color, linewidth=6, alpha=0.2)
-        # Of several runs in one spot the first are drawn larger, so that each still shows as a ring.
-        size = 7 + 4 * sum(math.dist(spots[i], later) < 8 for later in spots[i + 1 :])
-        if run["pass_at_1_truncated"] is not None:
-            axes.plot([x, x], [raw, cut], color=color, linewidth=0.8)
-            axes.plot(x, cut, markerfacecolor="none", markersize=size + 3, **style)
-        axes.plot(x, raw, markeredgecolor="white", markersize=size, **style)
-        axes.plot([], [], label=legend_name(i, run), **style)
-        axes.annotate(
-            str(i + 1),
-            (x, raw),
-            place_label(spots[i], taken, scale),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            color=color,
-            fontsize=9,
-            fontweight="bold",
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkB": 0},
-        )
-    axes.plot([], [], "o", color="grey", label="filled: raw")
-    axes.plot([], [], color="grey", linewidth=6, alpha=0.2, label="bar: its 95 % interval")
-    axes.plot([], [], "o", color="grey", markerfacecolor="none", label="hollow: truncated")
-    axes.set_xlabel("average completion length (tokens)")
-    axes.set_ylabel("pass@1 (%)")
+def plot_scores(runs, path):
+    """A row per run: pass@1 raw (filled, with its interval) and truncated (hollow); beside it the length."""
+    size = (8, 1.1 + 0.3 * len(runs))
+    figure, (scores, lengths) = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(3, 1))
+    bar, hollow = {"linewidth": 7, "alpha": 0.25}, {"markersize": 10, "markerfacecolor": "none"}
+    for y, run in enumerate(runs):
+        color = METHODS.get(run["method"], "black")
+        raw, cut = 100 * run["pass_at_1"], run["pass_at_1_truncated"]
+        if limits := interval(run):
+            scores.plot([100 * limit for limit in limits], [y, y], color=color, solid_capstyle="butt", **bar)
+        if cut is not None:
+            scores.plot([raw, 100 * cut], [y, y], color=color, linewidth=0.8)
+            scores.plot(100 * cut, y, "o", color=color, **hollow)
+        scores.plot(raw, y, "o", color=color, markersize=5)
+        if run["avg_gen_len"] is not None:
+            lengths.bar_label(lengths.barh(y, run["avg_gen_len"], 0.5, color=color), fmt="%.0f", padding=3)
+    scores.plot([], [], "o", color="0.3", markersize=5, label="raw: as generated")
+    scores.plot([], [], color="0.3", label="its 95 % interval", **bar)
+    scores.plot([], [], "o", color="0.3", label="truncated: cut at stop words", **hollow)
+    figure.legend(loc="outside upper center", ncols=3)
+    scores.set_yticks(range(len(runs)), [as_text(run["exp_name"]) for run in runs])
+    scores.set_ylim(len(runs) - 0.4, -0.6)  # the first run on top
+    scores.set_xlim(-2, 102)
+    scores.set_xlabel("pass@1 (%)")
+    lengths.margins(x=0.25)  # room for the numbers
+    lengths.set_xlabel("average length (tokens)")
     return finish(figure, path)
 
 
@@ -146,26 +118,29 @@ def plot_outcomes(runs, path):
     runs = [run for run in runs if run.get("outcomes")]
     if not runs:
         return None
-    figure, axes = plt.subplots(figsize=(6.5, 0.8 + 0.42 * len(runs)), dpi=150)
-    for i, run in enumerate(runs):
-        for offset, height, counts in (
-            (0, 0.42, run["outcomes"]),
-            (0.33, 0.2, run.get("outcomes_truncated")),
-        ):
-            left = 0
-            for name in sorted(counts or {}, key=list(OUTCOMES).index):
+    figure, axes = plt.subplots(figsize=(8, 1.1 + 0.42 * len(runs)))
+    bars = {}  # name of an outcome: one of its bars, for the legend
+    for y, run in enumerate(runs):
+        for field, offset, height in ("outcomes", 0, 0.42), ("outcomes_truncated", 0.33, 0.2):
+            counts, left = run.get(field) or {}, 0
+            for name in sorted(counts, key=list(OUTCOMES).index):
                 width = 100 * counts[name] / sum(counts.values())
-                axes.barh(i + offset, width, height, left, color=OUTCOMES[name][1])
+                bars[name] = axes.barh(y + offset, width, height, left, color=OUTCOMES[name][1])
                 left += width
-    shown = {name for run in runs for name in (*run["outcomes"], *(run.get("outcomes_truncated") or ()))}
-    for name, (label, color) in OUTCOMES.items():
-        if name in shown:
-            axes.bar(0, 0, color=color, label=label)
-    axes.set_yticks(range(len(runs)), [run["exp_name"].replace("$", r"\$") for run in runs])
+    names = [name for name in OUTCOMES if name in bars]
+    labels = [OUTCOMES[name][0] for name in names]
+    figure.legend([bars[name] for name in names], labels, loc="outside upper center", ncols=4)
+    axes.set_yticks(range(len(runs)), [as_text(run["exp_name"]) for run in runs])
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
-    axes.set_xlabel("completions (%); thin bars: truncated")
+    axes.set_xlabel("completions (%); thick bars: as generated, thin bars: truncated")
     return finish(figure, path)
+
+
+def first_number(record: dict, fields) -> float | None:
+    """The first finite number among these fields of a log record, or None."""
+    values = [record.get(field) for field in fields]
+    return next((value for value in values if is_number(value)), None)
 
 
 def learning_curves(log: list[dict]) -> dict[str, np.ndarray]:
@@ -181,100 +156,77 @@ def learning_curves(log: list[dict]) -> dict[str, np.ndarray]:
 
 
 def moving_average(curve: np.ndarray) -> np.ndarray:
-    """A curve (2, n) averaged over a tenth of its points, each average at its last point."""
+    """A curve (2, n), each value averaged with those before it, as many as a tenth of the run has."""
     samples, values = curve
-    window = math.ceil(len(values) / 10)
-    return np.stack([samples[window - 1 :], np.convolve(values, np.ones(window) / window, "valid")])
+    window = np.ones(math.ceil(len(values) / 10))
+    sums, counts = (np.convolve(each, window)[: len(values)] for each in (values, np.ones(len(values))))
+    return np.stack([samples, sums / counts])
 
 
 def draw_curve(axes, curves, color):
-    """The points of one run and their moving average; of several seeds, theirs and the mean of these."""
-    thin = curves
-    bold = moving_average(curves[0])
-    if len(curves) > 1:
-        thin = [moving_average(curve) for curve in curves]
-        shortest = min(curve.shape[1] for curve in thin)  # a seed that still trains
-        bold = np.mean([curve[:, :shortest] for curve in thin], axis=0)
-    marker = "o" if bold.shape[1] == 1 else None
-    for curve in thin:
-        axes.plot(*curve, color=color, linewidth=0.7, alpha=0.25, marker=marker)
-    axes.plot(*bold, color=color, linewidth=1.8, marker=marker)
+    """The moving average of one run over its single updates; of several seeds, their mean and range."""
+    smooth = [moving_average(curve) for curve in curves]
+    shortest = min(curve.shape[1] for curve in smooth)  # a seed that still trains
+    samples, values = np.stack([curve[:, :shortest] for curve in smooth], axis=1)  # (seeds, shortest) each
+    marker = "o" if shortest == 1 else None
+    if len(curves) == 1:
+        axes.plot(*curves[0], color=color, linewidth=0.7, alpha=0.25)
+    x, low, high = samples.mean(axis=0), values.min(axis=0), values.max(axis=0)
+    axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+    axes.plot(x, values.mean(axis=0), color=color, linewidth=1.8, marker=marker)
 
 
 def plot_learning_curves(runs, logs, path):
     """What the training logs say of each update, over the number of completions sampled so far.
 
-    Runs whose names differ in "_seed1" at their end only are drawn as one.
+    Runs whose names differ only in "_seed1" at the end are drawn as one.
     """
     curves = [learning_curves(log) for log in logs]
     panels = [panel for panel in PANELS if any(panel in curve for curve in curves)]
     if not panels:
         print(f"No REINFORCE or PPO training log found: {path} not drawn.")
         return None
-    groups = {}  # name: the numbers of its runs
-    for i, run in enumerate(runs):
-        if curves[i]:
-            groups.setdefault(re.sub(r"_seed\d+$", "", run["exp_name"]), []).append(i)
-    has_seeds = any(len(members) > 1 for members in groups.values())
-    size = (6.5, 0.7 + 1.9 * len(panels))
-    figure, grid = plt.subplots(len(panels), 1, figsize=size, dpi=150, sharex=True, squeeze=False)
-    for n, (name, members) in enumerate(groups.items()):
-        first = members[0]
-        label = f"{len(members)} seeds of {name}" if has_seeds else legend_name(first, runs[first])
-        color = COLORS[(n if has_seeds else first) % len(COLORS)]  # of single runs: as in the other picture
-        grid[0, 0].plot([], [], color=color, linewidth=1.8, label=label)
-        for axes, panel in zip(grid[:, 0], panels):
-            found = [curves[i][panel] for i in members if panel in curves[i]]
-            if found:
-                draw_curve(axes, found, color)
-    for axes, panel in zip(grid[:, 0], panels):
-        axes.set_ylabel(panel)
-        if panel != "reward":  # a length penalty can make it negative
-            axes.set_ylim(bottom=0)
-    title = "faint: single updates, bold: moving average over a tenth of the run"
-    if has_seeds:
-        title = "moving average over a tenth of each run; faint: single seeds, bold: their mean"
-    grid[0, 0].set_title(title, fontsize=9)
-    grid[-1, 0].set_xlabel("sampled completions")
-    grid[-1, 0].set_xlim(left=0)
-    figure.align_ylabels()
+    groups = {}  # name: the curves of its seeds
+    for run, curve in zip(runs, curves):
+        if curve:
+            groups.setdefault(re.sub(r"_seed\d+$", "", run["exp_name"]), []).append(curve)
+    num_rows = math.ceil(len(panels) / 2)
+    figure, grid = plt.subplots(num_rows, 2, figsize=(9, 0.6 + 2.4 * num_rows), squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes, panel in zip(grid.flat, panels):
+        for i, (name, seeds) in enumerate(groups.items()):
+            color = f"C{i % 10}"
+            label = as_text(name) + (f" ({len(seeds)} seeds)" if len(seeds) > 1 else "")
+            axes.plot([], [], color=color, linewidth=1.8, label=label)
+            if drawn := [seed[panel] for seed in seeds if panel in seed]:
+                draw_curve(axes, drawn, color)
+        axes.set_title(panel, fontsize=10)
+        axes.set_xlabel("sampled completions")
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+    ncols = 1 if len(groups) <= 4 else 2  # low enough to stay below the curves
+    grid[0, 0].legend(loc="lower right", ncols=ncols, fontsize=7, handlelength=1, frameon=True)
+    smoothing = "Lines: mean over the last tenth of a run's updates (fewer at its start)"
+    figure.suptitle(f"{smoothing}. Faint: single updates. Bands: lowest to highest seed.", fontsize=9)
     return finish(figure, path)
 
 
 # ---- page ----
-CAPTIONS = {
-    "pass_vs_length.png": "pass@1 against the average length of a completion. One colour per run: filled as "
-    "generated, hollow cut at the first stop word; the bar is the 95 % interval of the former.",
-    "outcomes.png": "What became of the completions: thick bars as generated, thin ones cut.",
-    "learning_curves.png": "What the training logs say of each update.",
-}
-SHOWN_SAMPLES = 5  # of each task and run; the files hold all
-
-
-class Codes(dict):
-    """{source: number}; lines() holds the tokens of each, which the page colours."""
-
-    def __missing__(self, source):
-        self[source] = len(self)
-        return self[source]
-
-    def lines(self):
-        """For each source its lines, each a list of [class of pygments, text]."""
-        found = []
-        for source in self:
-            lines = [[]]
-            for kind, text in PythonLexer(stripnl=False, ensurenl=False).get_tokens(source):
-                for i, part in enumerate(text.split("\n")):
-                    if i:
-                        lines.append([])
-                    if part:
-                        lines[-1].append([STANDARD_TYPES.get(kind, ""), part])
-            found.append(lines)
-        return found
+def token_lines(source: str) -> list[list[list[str]]]:
+    """The lines of a source, each a list of [class of pygments, text], for the page to colour."""
+    lines = [[]]
+    for kind, text in PythonLexer(stripnl=False, ensurenl=False).get_tokens(source):
+        for i, part in enumerate(text.split("\n")):
+            if i:
+                lines.append([])
+            if part:
+                lines[-1].append([STANDARD_TYPES.get(kind, ""), part])
+    return lines
 
 
 def data_of(run: dict) -> str | None:
-    """The hash of the task file that a run was evaluated on, where its metrics say so."""
+    """The hash of the task file that a run was evaluated on, if its metrics say so."""
     return (run.get("protocol") or {}).get("dataset_sha256")
 
 
@@ -289,27 +241,41 @@ def prompts(run):
     return {}
 
 
-def page_data(runs: list[dict], table: list, notes: str, pairs: list[dict]) -> dict:
+def shown(row: dict) -> dict:
+    """What the page shows of one completion, as a dict."""
+    completion = row.get("completion", "")
+    kept = completion[: row.get("cut_at", len(completion))]
+    # The newline at the beginning ends the last line of the prompt; "cut" lines stand before the stop word.
+    entry = {"code": completion.removeprefix("\n"), "is_cut": kept != completion}
+    entry["cut"] = kept.removeprefix("\n").count("\n") + 1 if kept else 0
+    fields = "outcome outcome_truncated message message_truncated gen_len passed passed_truncated"
+    return entry | {field: row.get(field) for field in fields.split()}
+
+
+def of_one_task(rows: list[dict]) -> dict:
+    """What the page reads of a run's completions of one task: counts of all, and the first few."""
+    counts = {}
+    for field in "passed", "passed_truncated":
+        counts[field] = sum(row[field] for row in rows) if all(field in row for row in rows) else None
+    return {"n": len(rows), **counts, "shown": [shown(row) for row in rows[:SHOWN_SAMPLES]]}
+
+
+def page_data(runs: list[dict], table: list, notes: list[str], pairs: list[dict]) -> dict:
     """What the page's script reads, as a dict: see report_template.html."""
-    codes = Codes()
     is_mixed = len({data_of(run) for run in runs} - {None}) > 1  # of two task files with the same ids
     tasks = {}
     for i, run in enumerate(runs):
         texts = prompts(run)
         for row in run["rows"] or ():
-            name = row["task_id"], data_of(run) if is_mixed else None
-            if name not in tasks:
-                empty = [{"n": 0, "passed": 0, "passed_truncated": 0, "shown": []} for _ in runs]
-                tasks[name] = {"id": name[0], "prompt": None, "runs": empty}
-            if name[0] in texts:
-                tasks[name]["prompt"] = codes[texts[name[0]]]
-            found = tasks[name]["runs"][i]
-            found["n"] += 1
-            for field in "passed", "passed_truncated":
-                known = found[field] is not None and field in row
-                found[field] = found[field] + row[field] if known else None
-            if len(found["shown"]) < SHOWN_SAMPLES:
-                found["shown"].append(shown(row, codes))
+            name = row["task_id"]
+            empty = {"id": name, "prompt": None, "runs": [[] for _ in runs]}
+            task = tasks.setdefault((name, data_of(run) if is_mixed else None), empty)
+            task["prompt"] = texts.get(name, task["prompt"])
+            task["runs"][i].append(row)
+    for task in tasks.values():
+        task["runs"] = [of_one_task(rows) for rows in task["runs"]]
+    sources = {task["prompt"] for task in tasks.values()} - {None}
+    sources |= {e["code"] for task in tasks.values() for run in task["runs"] for e in run["shown"]}
     return {
         "table": table,
         "notes": notes,
@@ -317,28 +283,17 @@ def page_data(runs: list[dict], table: list, notes: str, pairs: list[dict]) -> d
         "pairs": pairs,
         "outcomes": {name: label for name, (label, _) in OUTCOMES.items()},
         "tasks": list(tasks.values()),
-        "codes": codes.lines(),
+        "codes": {source: token_lines(source) for source in sorted(sources)},
     }
 
 
-def shown(row: dict, codes: Codes) -> dict:
-    """What the page shows of one completion, as a dict."""
-    completion = row.get("completion", "")
-    kept = completion[: row.get("cut_at", len(completion))]
-    # The newline at the beginning ends the last line of the prompt; "cut" lines stand before the stop word.
-    entry = {"code": codes[completion.removeprefix("\n")], "is_cut": kept != completion}
-    entry["cut"] = kept.removeprefix("\n").count("\n") + 1 if kept else 0
-    fields = "outcome outcome_truncated message message_truncated gen_len passed passed_truncated"
-    return entry | {field: row.get(field) for field in fields.split()}
-
-
-def write_report(path, pictures, runs, table, notes, pairs):
-    """Write the page to `path`, with the pictures of these paths and with page_data's arguments."""
+def write_report(path, plots, runs, table, notes, pairs):
+    """Write the page to `path`, with the plots of these paths (or None) and with page_data's arguments."""
     page = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
     figures = ""
-    for picture in pictures:
-        image = base64.b64encode(picture.read_bytes()).decode()
-        caption = CAPTIONS[picture.name]
+    for plot in filter(None, plots):
+        image = base64.b64encode(plot.read_bytes()).decode()
+        caption = CAPTIONS[plot.name]
         figures += f'<figure><div><img alt="{caption}" src="data:image/png;base64,{image}"></div>'
         figures += f"<figcaption>{caption}</figcaption></figure>\n"
     # In JSON, < can only stand in a string; escaped, no text can end the element that holds it.

@@ -2,11 +2,12 @@
 
     python benchmarks/tiny_seeds.py --seeds 5 --jobs 2
     python benchmarks/tiny_seeds.py --summary_only          # the table of what is finished; runs nothing
+    python benchmarks/tiny_seeds.py --redraw                # only the picture, from the .jsonl file
 
 A seed is that of SFT and of the run that starts from it. Finished runs are kept, interrupted ones resumed.
 Every process computes with one thread, so that runs side by side do not wait for each other.
-Writes --table (a .md file), a picture of the same name (.png), and what both are computed from (.jsonl): for
-each run, what came of each task, in the order of their ids. compare_runs.py draws learning_curves.png there.
+Writes --table (a .md file), a picture of the same name (.png), and what both are computed from (.jsonl): the
+outcome of each task in each run, in the order of their ids. compare_runs.py draws learning_curves.png there.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -38,6 +40,14 @@ QUESTIONS = {  # (part of a name, what stands there in the name of the run to co
 }
 CURVES = "rl_none_alpha0.01 rl_batch_alpha0.01 ppo_token_all_alpha0.01_8 ppo_sequence_all_alpha0.01_8"
 RESAMPLES = 10_000
+LABELS = {  # what the table calls a method: what the picture and the README call it
+    "sft": "SFT",
+    "rl_none": "REINFORCE",
+    "rl_batch": "REINFORCE, batch baseline",
+    "ppo_sequence_all": "PPO",
+    "ppo_token_all": "PPO, ratio per token",
+    "ppo_token_passed": "PPO, ratio per token, charged if passed",
+}
 COLORS = {"base": "0.5", "sft": "tab:green", "rl": "tab:orange", "ppo": "tab:blue"}
 # 97.5 % quantile of Student's t for 1, 2, ... 9 degrees of freedom; for more the last one, on the safe side.
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -134,14 +144,19 @@ def paired(one: dict, two: dict, row: int = 0) -> np.ndarray:
     return np.array([one[seed][row] - two[seed][row] for seed in one if seed in two])
 
 
+@cache
+def resamples(*counts: int) -> list[np.ndarray]:
+    """For each count, how often each of so many things is drawn with replacement; (RESAMPLES, count)."""
+    rng = np.random.default_rng(0)
+    return [rng.multinomial(count, np.full(count, 1 / count), RESAMPLES) for count in counts]
+
+
 def difference(gaps: np.ndarray) -> tuple[float, float, float]:
     """(mean, low, high) of paired differences (seeds, tasks): 95 % interval for other seeds and tasks.
 
     A crossed bootstrap: seeds and tasks are drawn with replacement, the same ones for both runs.
     """
-    rng = np.random.default_rng(0)
-    # How often each seed and each task is drawn; (RESAMPLES, seeds) and (RESAMPLES, tasks).
-    seeds, tasks = (rng.multinomial(count, np.full(count, 1 / count), RESAMPLES) for count in gaps.shape)
+    seeds, tasks = resamples(*gaps.shape)  # (RESAMPLES, seeds) and (RESAMPLES, tasks)
     resampled = ((seeds @ gaps) * tasks).sum(axis=1) / gaps.size  # (RESAMPLES,)
     return gaps.mean(), *np.percentile(resampled, [2.5, 97.5])
 
@@ -202,22 +217,6 @@ def comparison_rows(results, pairs):
     return rows
 
 
-def aims(results):
-    """One sentence per aim, on the best RL row."""
-    top = best(results, "rl", "ppo")
-    if top is None:
-        return "No RL run is finished."
-    base = results["base"][0]
-    same_base = dict.fromkeys(results[top], base)  # it has one run, which stands for every seed
-    points = "{:+.1f} points [{:+.1f}, {:+.1f}]".format
-    raw = points(*difference(paired(results[top], results["sft"])))
-    truncated = points(*difference(paired(results[top], same_base, row=1)))
-    return f"""The best RL row is {top}, number of seeds: {len(results[top])}.
-- Raw pass@1 against SFT: {raw}; the aim is +20.
-- Length: {means(results[top])[2].mean():.1f} tokens; the aim is half of base's, {base[2].mean() / 2:.1f}.
-- Truncated pass@1 against base's own: {truncated}; the aim is to be above its {base[1].mean():.1f} %."""
-
-
 def summary(results, checkpoints):
     """The whole text of the table's file."""
     asked = comparisons(results)
@@ -231,10 +230,6 @@ of its 95 % t-interval, which speaks of other seeds on the same tasks. Training:
 thread, beside other runs, and without the SFT run before it.
 
 {markdown_table(header, *scores)}
-
-## Aims
-
-{aims(results)}
 
 ## What is different
 
@@ -255,21 +250,40 @@ the scores it is judged by: expect a little less of it.
     return text + "".join(f"python {' '.join(command)}\n" for command in commands) + "```\n"
 
 
+def label(name: str) -> str:
+    """The name of a configuration as the README says it."""
+    method, _, settings = name.partition("_alpha")
+    alpha = f", alpha {settings.replace('_', ', batch of ')}" if settings else ""
+    return LABELS.get(method, method) + alpha
+
+
 def draw(results, path):
-    """Raw pass@1 per configuration: mean, 95 % interval, and a small dot per seed."""
-    figure, axes = plt.subplots(figsize=(7.5, 0.8 + 0.27 * len(results)), dpi=150)
+    """Raw pass@1 per configuration: mean, 95 % interval and seeds; on the right again, zoomed on RL."""
+    style = {"figsize": (11, 1.2 + 0.27 * len(results)), "width_ratios": (2, 3), "layout": "constrained"}
+    figure, (whole, zoom) = plt.subplots(1, 2, sharey=True, **style)
+    bar = {"linewidth": 8, "alpha": 0.25, "solid_capstyle": "butt"}
     for y, (name, runs) in enumerate(results.items()):
         scores = means(runs)[0]
         color = COLORS[name.split("_")[0]]
-        axes.plot(scores, [y + 0.3] * len(scores), ".", color=color, alpha=0.6, ms=4)
-        axes.errorbar(scores.mean(), y, xerr=half_interval(scores), fmt="o", color=color, capsize=3, ms=5)
-    axes.set_yticks(range(len(results)), results)
-    axes.set_ylim(len(results) - 0.4, -0.6)  # the first row on top
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("raw pass@1 (%): mean, 95 % interval of the mean, single seeds")
-    axes.grid(axis="x", color="0.9", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, bbox_inches="tight")
+        half = np.nan_to_num(half_interval(scores))
+        for axes in whole, zoom:
+            axes.plot([scores.mean() - half, scores.mean() + half], [y, y], color=color, **bar)
+            axes.plot(scores.mean(), y, "|", color=color, markersize=11, markeredgewidth=2.5)
+        jitter = np.linspace(-0.2, 0.2, len(scores)) if len(scores) > 1 else 0
+        zoom.plot(scores, y + jitter, "o", color=color, markersize=4.5, markeredgecolor="white")
+    rl = [means(runs)[0] for name, runs in results.items() if name not in ("base", "sft")]
+    if rl:
+        zoom.set_xlim(np.concatenate(rl).min() - 2, np.concatenate(rl).max() + 2)
+    whole.set_xlim(0, 100)
+    whole.set_yticks(range(len(results)), map(label, results))
+    whole.set_ylim(len(results) - 0.4, -0.6)  # the first row on top
+    for axes, title in (whole, "all runs"), (zoom, "the RL runs, enlarged; dots: single seeds"):
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("raw pass@1 (%)")
+        axes.grid(axis="x", color="0.9", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("Mean over the seeds and its 95 % interval", fontsize=11)
+    figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
@@ -284,6 +298,16 @@ def write_runs(results, path):
                 file.write(json.dumps(run) + "\n")
 
 
+def read_runs(path):
+    """What write_runs wrote, as read_results returns it."""
+    results = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        run = json.loads(line)
+        verdicts = [[100 * int(mark) for mark in run[field]] for field in ("passed", "passed_truncated")]
+        results.setdefault(run["name"], {})[run["seed"]] = np.array([*verdicts, run["gen_len"]])
+    return results
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
@@ -293,7 +317,11 @@ if __name__ == "__main__":
     )
     parser.add_argument("--table", type=Path, default=ROOT / "results/tiny/seeds.md", help="file to write")
     parser.add_argument("--summary_only", action="store_true", help="run nothing")
+    parser.add_argument("--redraw", action="store_true", help="only draw the picture again, from the .jsonl")
     args = parser.parse_args()
+    if args.redraw:
+        draw(read_runs(args.table.with_suffix(".jsonl")), args.table.with_suffix(".png"))
+        raise SystemExit
     out = Path(args.out).resolve()
     seeds = range(1, args.seeds + 1)
 

@@ -1,6 +1,10 @@
 import fcntl
+import io
 import os
+import runpy
+import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -27,3 +31,24 @@ def pytest_runtest_protocol(item, nextitem):
     finally:
         if not (is_alone(item) and is_alone(nextitem)):
             fcntl.flock(LOCK, fcntl.LOCK_UN)
+
+
+def run_script(script, *arguments, cwd=ROOT):
+    """Run a script in this process as from its command line; returns what subprocess.run would."""
+    arguments = [script, *map(str, arguments)]
+    out, err, code = io.StringIO(), io.StringIO(), None
+    folder, argv = os.getcwd(), sys.argv
+    try:
+        os.chdir(cwd)
+        sys.argv = arguments
+        with redirect_stdout(out), redirect_stderr(err):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        os.chdir(folder)
+        sys.argv = argv
+    if isinstance(code, str):  # as Python does
+        err.write(code + "\n")
+        code = 1
+    return subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())

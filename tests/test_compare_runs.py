@@ -3,19 +3,15 @@
 import json
 import subprocess
 import sys
-from itertools import combinations
-from pathlib import Path
 
 import pytest
+from conftest import ROOT, run_script
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
-from matplotlib.text import Annotation, Text
 
 import compare_runs
 import report
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def metrics(folder, name, **changes):
@@ -48,6 +44,10 @@ def log(folder, name, file, *records, tail=""):
 
 
 def compare(folder, *arguments):
+    return run_script("compare_runs.py", *arguments, cwd=folder)
+
+
+def compare_in_a_process(folder, *arguments):
     command = [sys.executable, str(ROOT / "compare_runs.py"), *map(str, arguments)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
@@ -68,7 +68,7 @@ def assert_refused(done, *words):
 
 def assert_picture(path):
     pixels = plt.imread(path)  # (height, width, 4)
-    assert pixels.shape[0] > 400 and pixels.shape[1] > 600
+    assert pixels.shape[0] > 250 and pixels.shape[1] > 600
     assert (pixels[..., :3].min(axis=-1) < 0.9).mean() > 0.01, "nearly blank"
 
 
@@ -119,7 +119,7 @@ def test_table(four_runs):
     assert cells(written) == cells(done.stdout)
     assert "up to 5.0 points" in written
     assert "10 pairs are not compared" in done.stdout  # there is nothing but metrics
-    assert_picture(four_runs / "results/pass_vs_length.png")
+    assert_picture(four_runs / "results/scores.png")
     assert_picture(four_runs / "results/learning_curves.png")
 
 
@@ -130,12 +130,12 @@ def test_files_and_folders_as_arguments(four_runs):
     done = compare(four_runs, "results/sft_metrics.json", "other/results", "--results_dir", "new/out")
     assert [row[0] for row in cells(done.stdout)] == ["elsewhere", "sft"]
     written = sorted(path.name for path in (four_runs / "new/out").iterdir())
-    assert written == ["pairs.jsonl", "pass_vs_length.png", "results.md"]
+    assert written == ["pairs.jsonl", "results.md", "scores.png"]
     assert "learning_curves.png not drawn" in done.stdout
 
 
 def test_optional_fields_may_be_missing(tmp_path):
-    """With only the five fields of a foreign file; two such runs in one spot, one with a foreign method."""
+    """Two runs with only the five fields of a foreign file, one with a foreign method."""
     few = {
         "model_path": None,
         "is_lora": None,
@@ -146,12 +146,14 @@ def test_optional_fields_may_be_missing(tmp_path):
     }
     metrics(tmp_path, "_under$^$", **few)
     metrics(tmp_path, "other", **{**few, "method": "DPO"})
-    done = compare(tmp_path)
+    done = compare_in_a_process(tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert cells(done.stdout)[0] == ["_under$^$", "-", "50.0 % (40.4 to 59.6)", "-", "50 / 100", "80.0", "-"]
+    assert cells(done.stdout)[0] == ["_under$^$", "-", "50.0 % (40.4 to 59.6)", "50 / 100", "80.0"]
     assert cells(done.stdout)[1][:2] == ["other", "DPO"]
-    assert_picture(tmp_path / "results/pass_vs_length.png")
+    header = done.stdout.splitlines()[0]
+    assert "method" in header and "truncated" not in header and "wall time" not in header
+    assert_picture(tmp_path / "results/scores.png")
 
 
 def test_log_without_its_half_written_line(four_runs):
@@ -164,7 +166,7 @@ def test_log_without_time(tmp_path, text):
     metrics(tmp_path, "ppo", method="PPO")
     log(tmp_path, "ppo", "ppo_train_log.jsonl", tail=text)
     run = compare_runs.read_metrics(tmp_path / "results/ppo_metrics.json")
-    assert compare_runs.table_row(run, compare_runs.read_log(run))[-1] == "-"
+    assert compare_runs.table_row(run, compare_runs.read_log(run))["wall time (training)"] == "-"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,8 @@ def test_duration(seconds, text):
 )
 def test_unequal_protocols(tmp_path, change, word):
     paths = [metrics(tmp_path, "a", pass_at_1=0.1), metrics(tmp_path, "b", **change)]
-    warning, error = compare_runs.notes([compare_runs.read_metrics(path) for path in paths]).split("\n\n")
+    runs = [compare_runs.read_metrics(path) for path in paths]
+    warning, error, _ = compare_runs.notes(runs, pairs=[])
     assert warning.startswith(f"Warning: unequal protocols, {word} differs: ")
     assert warning.count(" in a") == warning.count(" in b") == 1
     # a: sqrt(0.1 * 0.9 / 100) = 3.0 points; b: sqrt(0.25 / 100) = 5.0 or sqrt(0.25 / 400) = 2.5
@@ -301,8 +304,8 @@ def test_per_task_files_alone(tmp_path):
     done = compare(tmp_path, "results/A_per_task.jsonl", "results/B_per_task.jsonl", "--results_dir", "out")
     assert done.returncode == 0, done.stderr
     assert [row[:5] for row in cells(done.stdout)] == [
-        ["A", "-", "50.0 % (15.0 to 85.0)", "-", "2 / 4"],
-        ["B", "-", "75.0 % (30.1 to 95.4)", "75.0 % (30.1 to 95.4)", "3 / 4"],
+        ["A", "50.0 % (15.0 to 85.0)", "-", "2 / 4", "10.0"],
+        ["B", "75.0 % (30.1 to 95.4)", "75.0 % (30.1 to 95.4)", "3 / 4", "10.0"],
     ]
     assert (
         "B solves 1 more of 4 than A; not distinguishable from chance (p = 1). It gains 1 and" in done.stdout
@@ -310,6 +313,22 @@ def test_per_task_files_alone(tmp_path):
     assert "- gained: T/1" in done.stdout and "- lost: none" in done.stdout
     (pair,) = map(json.loads, (tmp_path / "out/pairs.jsonl").read_text().splitlines())
     assert (pair["a"], pair["b"], pair["gained"], pair["p"]) == ("A", "B", ["T/1"], 1.0)
+
+
+def test_what_nobody_measured_is_not_zero(tmp_path):
+    """A foreign file without lengths: no column for them in the table, and no bar in the picture."""
+    write_rows(tmp_path, "A", [{"task_id": "T/0", "passed": True}])
+    done = compare(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert cells(done.stdout) == [["A", "100.0 % (20.7 to 100.0)", "1 / 1"]]
+
+
+def test_how_many_pairs_chance_would_call_real(tmp_path):
+    for name in "abc":
+        write_rows(tmp_path, name, tasks("0011"))
+    out = compare(tmp_path).stdout
+    assert "3 pairs are compared at p < 0.05: about 0.1 would seem real" in out  # 3 / 20, to one digit
+    assert out.count("solves as many of 4 as") == 3
 
 
 def test_one_name_in_two_folders(tmp_path):
@@ -415,8 +434,8 @@ def test_fuzz_metrics(tmp_path_factory, changes):
     except SystemExit as stop:
         assert str(path) in stop.code and "\n" not in stop.code
     else:
-        assert len(compare_runs.table_row(run, [])) == len(compare_runs.HEADER)
-        compare_runs.notes([run, run])
+        compare_runs.markdown_table(compare_runs.table_of([compare_runs.table_row(run, [])]))
+        compare_runs.notes([run, run], pairs=[])
         folder.joinpath(run["exp_name"], run["model_path"] or "").resolve()
         assert report.prompts(run) == {}
         assert report.plot_outcomes([run], folder / "a.png") or not run["outcomes"]
@@ -438,6 +457,11 @@ def test_no_metrics(tmp_path):
         ({"pass_at_1": 15.2}, "pass_at_1"),
         ({"pass_at_1_truncated": "x"}, "pass_at_1_truncated"),
         ({"num_tasks": 0}, "num_tasks"),
+        ({"num_pass": 101}, "num_pass"),
+        ({"num_pass_truncated": -1}, "num_pass_truncated"),
+        ({"interval": [0.6, 0.4]}, "interval"),
+        ({"outcomes": {"passed": 0.5}}, "outcomes"),
+        ({"outcomes_truncated": {"gone": 1}}, "outcomes_truncated"),
     ],
 )
 def test_broken_field(tmp_path, change, word):
@@ -456,7 +480,8 @@ def test_broken_file(tmp_path, content):
 
 def test_errors_on_the_command_line(tmp_path):
     metrics(tmp_path, "good")
-    assert_refused(compare(tmp_path, "absent_metrics.json"), "absent_metrics.json", "No such file")
+    absent = compare_in_a_process(tmp_path, "absent_metrics.json")
+    assert_refused(absent, "absent_metrics.json", "No such file")
     done = compare(tmp_path, "results", "--results_dir", "results/good_metrics.json")
     assert_refused(done, "Cannot write", "--results_dir")
     (tmp_path / "results/bad_metrics.json").write_text('{"exp_name": ')
@@ -488,9 +513,9 @@ def figures(monkeypatch):
 
 
 def drawn_by(figure):
-    """{label of the y axis: [(x, y) of each line with points]}; the first two lines belong to one run."""
+    """{title of a panel: [(x, y) of each line with points]}; of a run by itself: single updates, average."""
     return {
-        axes.get_ylabel(): [
+        axes.get_title(): [
             (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines if len(line.get_xdata())
         ]
         for axes in figure.axes
@@ -503,38 +528,29 @@ def test_learning_curves(figures):
         {"avg_base_reward": k % 2, "avg_gen_len": 10 * k, "batch_size": 4 if k < 10 else 8} for k in range(20)
     ]
     rl = [{"base_reward": 0.5, "gen_len": 30}] * 3
-    runs = [run_of("base", method="base"), run_of("ppo"), run_of("rl", method="REINFORCE")]
+    runs = [run_of("base", method="base"), run_of("$ppo$"), run_of("_rl", method="REINFORCE")]
     report.plot_learning_curves(runs, [[], ppo, rl], "unused.png")
     drawn = drawn_by(figures[0])
     assert list(drawn) == ["pass rate (%)", "length (tokens)"]  # the logs say nothing of the others
     (x, y), (smooth_x, smooth_y), (rl_x, rl_y), _ = drawn["pass rate (%)"]
     assert [x[k] for k in (0, 9, 10, 19)] == [4, 40, 48, 120]
     assert y[:3] == [0, 100, 0]
-    assert smooth_y == [50] * 19
-    assert smooth_x == x[1:]
+    assert smooth_y == [0] + [50] * 19  # the first update has none before it
+    assert smooth_x == x
     assert (rl_x, rl_y) == ([1, 2, 3], [50] * 3)
-    assert drawn["length (tokens)"][1][1][:2] == [5, 15]
-    assert figures[0].axes[0].get_legend_handles_labels()[1] == ["2  ppo", "3  rl"]
+    assert drawn["length (tokens)"][1][1][:3] == [0, 5, 15]
+    assert figures[0].axes[0].get_legend_handles_labels()[1] == [r" \$ppo\$", " _rl"]
 
 
 def test_panels_of_both_methods(figures):
-    """Reward, pass rate and length of all runs; dev score, KL and clip fraction of the PPO run alone."""
-    ppo = {
-        "dev_pass_at_1": 0.6,
-        "batch_size": 4,
-        "num_completions": 16,
-        "avg_reward": -0.2,
-        "avg_base_reward": 0.5,
-        "avg_gen_len": 60,
-        "approx_kl": 0.01,
-        "clip_frac": 0.25,
-    }
-    rl = {"batch_size": 8, "num_completions": 8, "reward": 0.4, "base_reward": 0.75, "gen_len": 30}
+    """Pass rate and length of all runs; dev score, KL and clip fraction of the PPO run alone."""
+    ppo = {"dev_pass_at_1": 0.6, "batch_size": 4, "num_completions": 16, "avg_reward": -0.2}
+    ppo |= {"avg_base_reward": 0.5, "avg_gen_len": 60, "approx_kl": 0.01, "clip_frac": 0.25}
+    rl = {"batch_size": 8, "reward": 0.4, "base_reward": 0.75, "gen_len": 30}
     runs = [run_of("rl", method="REINFORCE"), run_of("ppo")]
     report.plot_learning_curves(runs, [[rl] * 2, [ppo] * 2], "unused.png")
-    rl_curves = {"reward": [0.4] * 2, "pass rate (%)": [75] * 2, "length (tokens)": [30] * 2}
+    rl_curves = {"pass rate (%)": [75] * 2, "length (tokens)": [30] * 2}
     ppo_curves = {
-        "reward": [-0.2] * 2,
         "pass rate (%)": [50] * 2,
         "dev pass@1 (%)": [60] * 2,
         "length (tokens)": [60] * 2,
@@ -549,29 +565,30 @@ def test_panels_of_both_methods(figures):
         assert lines[::2] == lines[1::2] == expected  # raw and, with a window of 1, the same as average
     top = figures[0].axes[0]
     rl_key, *rl_lines, ppo_key, ppo_raw, ppo_smooth = top.lines
-    assert [rl_key.get_label(), ppo_key.get_label()] == ["1  rl", "2  ppo"]
+    assert [rl_key.get_label(), ppo_key.get_label()] == [" rl", " ppo"]
     assert {rl_key.get_color()} == {line.get_color() for line in rl_lines}
     assert rl_key.get_color() != ppo_key.get_color() == ppo_raw.get_color() == ppo_smooth.get_color()
-    assert top.get_ylim()[0] < -0.2  # a negative reward is on the picture
-    assert figures[0].axes[1].get_ylim()[0] == 0
+    assert all(axes.get_ylim()[0] == 0 for axes in figures[0].axes)
 
     report.plot_learning_curves(runs[:1], [[rl] * 2], "unused.png")
     assert list(drawn_by(figures[1])) == list(rl_curves)  # of REINFORCE alone: no empty panels
 
 
 def test_seeds_of_one_configuration_are_drawn_as_one(figures):
-    """20 updates make a window of 2; the mean ends with the shorter run, which still trains."""
+    """The mean and the band end with the shorter run, which still trains."""
     logs = [
         [{"batch_size": 1, "avg_base_reward": level}] * n for level, n in ((0.2, 20), (0.6, 12), (0.9, 20))
     ]
     runs = [run_of("ppo_seed1"), run_of("ppo_seed12"), run_of("ppo_seed")]
     report.plot_learning_curves(runs, logs, "unused.png")
-    first, second, mean, *other = drawn_by(figures[0])["pass rate (%)"]
-    assert first == (list(range(2, 21)), pytest.approx([20] * 19))
-    assert second == (list(range(2, 13)), pytest.approx([60] * 11))
-    assert mean == (list(range(2, 13)), pytest.approx([40] * 11))
-    assert [len(x) for x, _ in other] == [20, 19]  # a run by itself: its updates, and their average
-    assert figures[0].axes[0].get_legend_handles_labels()[1] == ["2 seeds of ppo", "1 seeds of ppo_seed"]
+    mean, *other = drawn_by(figures[0])["pass rate (%)"]
+    assert mean == (list(range(1, 13)), pytest.approx([40] * 12))
+    assert [len(x) for x, _ in other] == [20, 20]  # a run by itself: its updates, and their average
+    axes = figures[0].axes[0]
+    (band,) = axes.collections[0].get_paths()
+    (left, low), (right, high) = band.get_extents().get_points()
+    assert (left, right) == (1, 12) and (low, high) == pytest.approx((20, 60))
+    assert axes.get_legend_handles_labels()[1] == [" ppo (2 seeds)", " ppo_seed"]
 
 
 def test_learning_curves_of_broken_records(figures):
@@ -642,31 +659,18 @@ def test_training_folder_without_a_complete_line(training):
     assert "learning_curves.png not drawn" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "runs",
-    [
-        [run_of("one")],
-        [run_of(f"same {i}", pass_at_1_truncated=0.5) for i in range(8)],
-        [run_of(f"near {i}", avg_gen_len=80.0 + i / 9, pass_at_1_truncated=0.0) for i in range(8)]
-        + [run_of("far", avg_gen_len=250.0, pass_at_1=1.0)],
-    ],
-)
-def test_labels_do_not_overlap(figures, runs):
-    report.plot_pass_vs_length(runs, "unused.png")
-    axes = figures[0].axes[0]
-    labels = [child for child in axes.get_children() if isinstance(child, Annotation)]
-    assert [label.get_text() for label in labels] == [str(i + 1) for i in range(len(runs))]
-    figures[0].canvas.draw()
-    boxes = [Text.get_window_extent(label) for label in labels]  # without the thin line to the marker
-    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
-    spots = axes.transData.transform([(run["avg_gen_len"], 100 * run["pass_at_1"]) for run in runs])
-    assert not any(box.contains(*spot) for box in boxes for spot in spots)
-
-
-def test_markers_of_one_run(figures):
-    report.plot_pass_vs_length([run_of("a", pass_at_1_truncated=0.0)], "unused.png")
-    axes = figures[0].axes[0]
-    markers = [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
-    drawn = {line.get_markerfacecolor() == "none": (*line.get_xdata(), *line.get_ydata()) for line in markers}
-    assert drawn == {True: (80, 0), False: (80, 50)}  # hollow: truncated, filled: raw
-    assert axes.get_ylim()[0] < 0
+def test_scores_of_two_runs(figures):
+    """A row per run: raw filled, with the interval of 5 in 10; truncated hollow; beside it the length."""
+    runs = [run_of("first$", pass_at_1_truncated=0.0), run_of("second", avg_gen_len=None)]
+    report.plot_scores(runs, "unused.png")
+    scores, lengths = figures[0].axes
+    markers = [line for line in scores.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    drawn = [(line.get_markerfacecolor() == "none", *line.get_xdata(), *line.get_ydata()) for line in markers]
+    assert drawn == [(True, 0, 0), (False, 50, 0), (False, 50, 1)]
+    bars = [list(line.get_xdata()) for line in scores.lines if line.get_alpha() and len(line.get_xdata())]
+    assert bars == [pytest.approx([23.66, 76.34], abs=0.01)] * 2
+    assert [(bar.get_width(), bar.get_y() + bar.get_height() / 2) for bar in lengths.patches] == [(80, 0)]
+    assert [text.get_text() for text in lengths.texts] == ["80"]
+    assert [label.get_text() for label in scores.get_yticklabels()] == [r" first\$", " second"]
+    assert scores.get_ylim()[0] > scores.get_ylim()[1]  # the first run on top
+    assert scores.get_xlim()[0] < 0 and scores.get_xlim()[1] > 100  # no marker is cut off

@@ -5,11 +5,9 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
 from playwright.sync_api import sync_playwright
 
 TINY = ROOT / "results/tiny"
@@ -53,8 +51,7 @@ def write_run(folder, name, method, passed, completions, task_file):
 
 def report_of(folder):
     """Run compare_runs.py --html on folder; the path of the page."""
-    command = [sys.executable, str(ROOT / "compare_runs.py"), "--results_dir", str(folder), "--html"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_script("compare_runs.py", "--results_dir", folder, "--html")
     assert done.returncode == 0, done.stderr
     return folder / "report.html"
 
@@ -178,8 +175,7 @@ def test_folder_that_cannot_be_written(tmp_path):
     for path in TINY.glob("tiny_base*"):
         shutil.copy(path, tmp_path)
     (tmp_path / "report.html").mkdir()
-    command = [sys.executable, str(ROOT / "compare_runs.py"), "--results_dir", str(tmp_path), "--html"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_script("compare_runs.py", "--results_dir", tmp_path, "--html")
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
     assert "Cannot write" in done.stderr
 
@@ -197,7 +193,9 @@ def test_all_samples_count_and_what_is_not_known_is_not_called_wrong(tmp_path, o
     assert page.locator("#list button").all_inner_texts() == ["T/0\nA 0/20 B 1/20", "T/1\nA – B ✓"]
     page.locator("#change").select_option("gained")
     assert listed(page) == ["T/0"]
-    assert page.locator(".all .name").all_inner_texts()[:2] == ["a, sample 1 of 20 ", "a, sample 2 of 20 "]
+    assert page.locator(".columns .name").all_inner_texts() == ["a, sample 1 of 20 ", "b, sample 1 of 20 "]
+    samples = [f"{run}, sample {i} of 20 " for run in "ab" for i in range(2, 6)]
+    assert page.locator(".all .name").all_inner_texts() == samples  # what stands side by side is not repeated
     page.locator("#change").select_option("all")
     page.locator("#ending").select_option("_truncated")
     assert page.locator("#list button").first.inner_text() == "T/0\nA – B –"
@@ -213,7 +211,7 @@ def test_completions_are_text(hostile, opened):
         assert text == completion.removeprefix("\n")
     assert "<b>bold</b> </script>" in page.locator("#task pre").first.inner_text()
     assert page.evaluate("window.hacked") is None
-    assert page.locator("#task img, #task script, #table img, #pairs img, #task b").count() == 0
+    assert page.locator("#task img, #task script, #table img, #matrix img, #task b").count() == 0
     assert page.locator("#table tr").count() == 3
 
 
@@ -237,7 +235,7 @@ def test_filters(hostile, opened):
     for change, numbers in expected.items():
         page.locator("#change").select_option(change)
         assert listed(page) == [f"T/{i}" for i in numbers]
-        assert page.locator("#sentence").inner_text().startswith(f"{len(numbers)} of 4 tasks. ")
+        assert page.locator("#count").inner_text() == f"{len(numbers)} of 4 tasks"
     page.locator("#change").select_option("both")
     assert "No task" in page.locator("#task").inner_text()
     page.locator("#ending").select_option("_truncated")
@@ -275,11 +273,43 @@ def test_side_by_side(hostile, opened):
     assert left.locator(".row .k").all_text_contents() == ["return"]
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_fits_the_screen(hostile, opened, width, scheme):
-    page = opened(hostile, viewport={"width": width, "height": 800}, color_scheme=scheme)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
-    assert dark == (scheme == "dark")
+def test_matrix_of_pairs(tmp_path, opened):
+    """Of 8 tasks a solves 0, b 1, c all: a number chooses its pair, and shows the sentence of pairs.jsonl."""
+    for name, passed in (("a", 0), ("b", 1), ("c", 8)):
+        rows = [{"task_id": f"T/{i}", "passed": i < passed} for i in range(8)]
+        (tmp_path / f"{name}_per_task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"task_id": "other", "passed": True}]
+    (tmp_path / "d_per_task.jsonl").write_text(json.dumps(rows[0]))
+    page = opened(report_of(tmp_path))
+    cells = [row.locator("td").all_inner_texts() for row in page.locator("#matrix tr").all()[1:]]
+    assert cells == [
+        ["", "−12.5", "−100.0", ""],
+        ["+12.5", "", "−87.5", ""],
+        ["+100.0", "+87.5", "", ""],
+        ["", "", "", ""],  # d has other tasks
+    ]
+    assert page.locator("#matrix th:first-child").all_inner_texts() == ["", "1 a", "2 b", "3 c", "4 d"]
+    assert page.locator("#matrix .more").all_inner_texts() == ["+100.0", "+87.5"]  # p = 2 / 2^8 and 2 / 2^7
+    assert page.locator("#matrix .fewer").all_inner_texts() == ["−100.0", "−87.5"]
+    texts = {(pair["a"], pair["b"]): pair["text"] for pair in data_of(tmp_path / "report.html")["pairs"]}
+    button = page.locator("#matrix button", has_text="+87.5")
+    assert button.get_attribute("title") == texts["b", "c"]
+    button.click()
+    assert page.locator("#sentence").inner_text() == texts["b", "c"]
+    assert [page.locator(f"#{side} option:checked").inner_text() for side in "ab"] == ["b", "c"]
+    assert page.locator('#matrix button[aria-pressed="true"]').all_inner_texts() == ["+87.5"]
+    page.locator("#b").select_option("3")
+    assert page.locator("#sentence").inner_text() == ""
+
+
+def test_fits_the_screen(hostile, opened):
+    page = opened(hostile)
+    for width in 390, 1280:
+        for scheme, background in ("light", "rgb(246, 247, 249)"), ("dark", "rgb(20, 24, 29)"):
+            page.set_viewport_size({"width": width, "height": 800})
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate("getComputedStyle(document.body).backgroundColor") == background
+        for card in page.locator("pre").all():  # long lines are wrapped, not cut off
+            assert card.evaluate("pre => pre.scrollWidth <= pre.clientWidth")
     assert all(page.locator("img").nth(i).evaluate("i => i.naturalWidth") > 500 for i in range(2))

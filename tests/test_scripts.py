@@ -199,7 +199,7 @@ def test_evaluation_of_base_and_adapter_then_table(work):
     code, out, err = run("compare_runs.py", "--results_dir", results)
     assert code == 0, err
     assert "PPO" in out and "SFT" in out
-    for name in ("results.md", "pass_vs_length.png", "learning_curves.png"):
+    for name in ("results.md", "scores.png", "learning_curves.png"):
         assert (results / name).stat().st_size > 200
 
 

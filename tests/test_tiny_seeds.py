@@ -2,12 +2,12 @@
 
 import json
 import math
-import subprocess
+import shutil
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
 from matplotlib import pyplot as plt
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -112,15 +112,11 @@ def test_comparisons(finished):
     assert text.count("**mean of these") == 0  # their seeds differ
 
 
-def test_aims(finished):
-    """The best of those with three seeds: 32, 36 and 34 tasks against 18, 20 and 22 of SFT, 16 of base."""
-    first, raw, length, truncated = tiny_seeds.aims(tiny_seeds.read_results(finished / "results")).split(
-        "\n- "
-    )
-    assert "rl_none_alpha0, number of seeds: 3" in first  # not rl_none_alpha0.01, higher on two
-    assert "+35.0 points" in raw
-    assert "22.0 tokens" in length and "40.0" in length
-    assert "+45.0 points" in truncated and "40.0 %" in truncated
+def test_best_has_the_most_seeds(finished):
+    """rl_none_alpha0.01 is higher, but on two seeds only."""
+    results = tiny_seeds.read_results(finished / "results")
+    assert tiny_seeds.best(results, "rl", "ppo") == "rl_none_alpha0"
+    assert tiny_seeds.best(results, "dpo") is None
 
 
 def test_difference_of_known_spread():
@@ -202,15 +198,9 @@ def test_command_line(finished):
     for seed in 2, 3:
         folder = finished / f"checkpoints/rl_none_alpha0.01_seed{seed}"
         folder.mkdir()
-        (folder / "rl_train_log.jsonl").write_text('{"seconds": 1, "reward": 0.5}\n' * 3)
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks/tiny_seeds.py"),
-        "--summary_only",
-        "--out",
-        str(finished),
-    ]
-    done = subprocess.run([*command, "--table", str(finished / "new/t.md")], capture_output=True, text=True)
+        (folder / "rl_train_log.jsonl").write_text('{"seconds": 1, "base_reward": 0.5}\n' * 3)
+    command = ["benchmarks/tiny_seeds.py", "--summary_only", "--out", finished]
+    done = run_script(*command, "--table", finished / "new/t.md")
     assert done.returncode == 0, done.stderr
     text = (finished / "new/t.md").read_text()
     for name in "sft", "rl_none_alpha0", "rl_none_alpha0.01", "ppo_token_all_alpha0.01_4":
@@ -224,6 +214,51 @@ def test_command_line(finished):
     for name in "t.png", "learning_curves.png":
         pixels = plt.imread(finished / "new" / name)
         assert (pixels[..., :3].min(axis=-1) < 0.9).mean() > 0.01, "nearly blank"
+    assert_equal(
+        tiny_seeds.read_runs(finished / "new/t.jsonl"), tiny_seeds.read_results(finished / "results")
+    )
     (finished / "results/base_per_task.jsonl").unlink()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_script(*command)
     assert done.returncode != 0 and done.stderr.startswith("Nothing is finished")
+
+
+def assert_equal(some, others):
+    assert list(some) == list(others)
+    for name, runs in some.items():
+        assert list(runs) == list(others[name])
+        assert all(np.array_equal(runs[seed], others[name][seed]) for seed in runs)
+
+
+def test_committed_table_follows_from_its_runs(tmp_path):
+    """All of results/tiny/seeds.md but the times, which no other file holds."""
+
+    def without_times(text):
+        lines = text.splitlines()
+        return [[cell for cell in line.split("|") if not cell.endswith(" s ")] for line in lines]
+
+    results = tiny_seeds.read_runs(ROOT / "results/tiny/seeds.jsonl")
+    text = tiny_seeds.summary(results, tmp_path)
+    committed = (ROOT / "results/tiny/seeds.md").read_text()
+    assert without_times(committed) == without_times(text.replace("| - | 5 |", "| 0 s | 5 |"))
+
+
+def test_redraw_touches_the_picture_alone(tmp_path):
+    shutil.copy(ROOT / "results/tiny/seeds.jsonl", tmp_path)
+    done = run_script("benchmarks/tiny_seeds.py", "--redraw", "--table", tmp_path / "seeds.md")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seeds.jsonl", "seeds.png"]
+
+
+def test_picture(finished, monkeypatch):
+    """Means on the left; on the right the seeds, enlarged on those of RL."""
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    tiny_seeds.draw(tiny_seeds.read_results(finished / "results"), finished / "seeds.png")
+    whole, zoom = plt.gcf().axes
+    names = [label.get_text() for label in whole.get_yticklabels()]
+    assert names[:3] == ["base", "SFT", "REINFORCE, alpha 0"]
+    assert names[-1] == "PPO, ratio per token, alpha 0.01, batch of 4"
+    means = [line.get_xdata()[0] for line in whole.lines if line.get_marker() == "|"]
+    assert means == pytest.approx([10, 50, 85, 87.5, 75])
+    seeds = [sorted(line.get_xdata()) for line in zoom.lines if line.get_marker() == "o"]
+    assert seeds == [[10], [45, 50, 55], [80, 85, 90], [87.5, 87.5], [75]]
+    assert zoom.get_xlim() == (73, 92)
