@@ -331,7 +331,7 @@ if __name__ == "__main__":
             sample |= {"update": update, "reward": reward, "advantage": advantage}
 
         # ---- update: the model stays in eval mode, as with dropout no ratio would be 1 ----
-        my_samples = samples[mine]  # sorted so that rows of similar length meet: little padding
+        my_samples = samples[mine]  # sorted by length: little padding
         my_samples.sort(key=lambda s: (len(s["prompt_ids"]) + s["gen_len"], s["prompt_ids"]))
         firsts = range(0, len(my_samples), cfg.micro_batch_size)
         mbs = [my_samples[first : first + cfg.micro_batch_size] for first in firsts]

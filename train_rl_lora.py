@@ -3,21 +3,18 @@
     minimise  -(reward - baseline) * sum of log pi(token | prompt, tokens before)      averaged over the batch
     reward =  1 if the program passes all tests, else 0, minus length_penalty_alpha * tokens / 100
 
-One step: sample completions for `batch_size` tasks with the current adapter, run the programs in the
-sandbox, take one optimizer step. Simplifications: every completion is used once, no KL term, no value
-network. Without a baseline a wrong program is pushed down by its length only; with one, the reward is
-compared with the mean of the other completions of the batch or the task: the gradient stays unbiased.
+One step: sample a completion for each of `batch_size` tasks, run the programs in the sandbox, take one
+optimizer step. No KL term, no value network. The baseline is 0 (a wrong program is pushed down by its length
+only) or the mean reward of the other completions: the gradient stays unbiased.
 
-    python train_rl_lora.py --sft_model checkpoints/deepseek_1_3b_lora_sft_v2 \
-        --output_dir checkpoints/deepseek_1_3b_lora_rl_alpha0.01_100
+    python train_rl_lora.py --sft_model checkpoints/NAME_sft --output_dir checkpoints/NAME_rl
 
-Reads an adapter made by train_sft_lora.py and the task file --train_path (fields of HumanEval). Writes to
---output_dir: the adapter with its tokenizer, run_config.json, rl_train_log.jsonl (one line per step),
-samples.jsonl (one line per completion), state/ (for --resume) and, with --dev_path, best/ (an adapter).
+Reads an adapter made by train_sft_lora.py and a task file with the fields of HumanEval. Writes to
+--output_dir: the adapter and its tokenizer, run_config.json, rl_train_log.jsonl, samples.jsonl, state.pt (for
+--resume after Ctrl-C or kill -9) and, with --dev_path, best/ (the adapter with the best dev score).
 """
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -25,9 +22,7 @@ import random
 import shutil
 import sys
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -35,15 +30,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
-from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation import TopPLogitsWarper
 
-from sandbox import Sandbox, overlap, preflight, read_tasks, start_scoring
+from sandbox import Sandbox, preflight, read_tasks, start_scoring
 
 # ---- hyperparameters ----------------------------------------------------------------------------------
 
@@ -54,7 +46,6 @@ class Config:
 
     # -- files --
     train_path: str = "data/humaneval_train.jsonl"
-    test_path: str = "data/humaneval_test.jsonl"  # of the later evaluation: only compared with
     dev_path: str = ""  # tasks to evaluate on while training; left out of the training tasks
     sft_model: str = "checkpoints/deepseek_1_3b_lora_sft_v2"  # adapter folder to start from
     output_dir: str = "checkpoints/deepseek_1_3b_lora_rl_alpha0.01_100"
@@ -63,316 +54,173 @@ class Config:
     max_new_tokens: int = 256
     temperature: float = 1.0  # also divides the logits when log-probs are scored
     top_p: float = 1.0  # below 1 the sampled distribution is no longer the scored one
+    seed: int = 42
     # -- reward --
     length_penalty_alpha: float = 0.01  # charge per 100 generated tokens
     length_penalty_on: Literal["all", "passed"] = "all"  # passed: wrong programs gain nothing by being short
     time_limit: float = 5.0  # seconds per program
     # -- REINFORCE --
-    batch_size: int = 4  # tasks per step
-    samples_per_task: int = 1  # completions of each task
-    baseline: Literal["none", "batch", "group"] = "none"  # mean of the other rewards, or of the task's others
+    batch_size: int = 4  # tasks per step, one completion each
+    baseline: Literal["none", "batch"] = "none"  # batch: the mean reward of the other completions
     learning_rate: float = 5e-6
     max_grad_norm: float = 1.0
     num_steps: int = 100
-    # -- memory: these do not change the mathematics --
-    micro_batch_size: int = 2  # completions per forward and backward pass
-    gradient_checkpointing: bool = False
-    # -- long runs --
-    resume: bool = False  # continue from the last state in output_dir
-    save_every: int = 10  # steps between two states
+    micro_batch_size: int = 2  # completions per forward and backward pass; if memory is short, lower it first
+    # -- long runs and logs --
+    resume: bool = False  # continue from output_dir/state.pt
+    save_every: int = 10  # steps between two saves of adapter and state
     eval_every: int = 10  # steps between two evaluations on dev_path
-    patience: int = 0  # above 0: stop after so many evaluations in a row without a better one
-    max_bad_steps: int = 3  # stop after so many steps in a row whose gradient is not finite
     report_to: Literal["none", "tensorboard", "wandb"] = "none"
-    # -- other --
-    seed: int = 42
     log_every: int = 1  # steps per printed line; the log file has every step
 
 
-# ---- command line and data: copies, kept equal by tests/test_copies.py ------------------------------
+# ---- command line, model, files: copies, kept equal by tests/test_copies.py -----------------------------
 
 
-def parse_config(config_class, positive):
-    """Config from the command line; SystemExit where a field named in `positive` is not above 0."""
-    in_notebook = "kernel_launcher" in sys.argv[0] or "ipykernel" in sys.argv[0]
-    flags = [] if in_notebook else None  # there they are the kernel's
-    parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]")
-    config, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
-    if unknown:
-        raise SystemExit(f"unknown flags: {' '.join(unknown)}; --help lists the known ones")
-    for name in positive.split():
-        if not getattr(config, name) > 0:
-            raise SystemExit(f"--{name} must be above 0, not {getattr(config, name)}")
+def parse_config(config_class, free):
+    """Config from the command line; SystemExit where a number is not above 0, except those in `free`."""
+    in_notebook = "kernel_launcher" in sys.argv[0] or "ipykernel" in sys.argv[0]  # the flags are the kernel's
+    parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]", allow_abbrev=False)
+    config = config_class(**vars(parser.parse_args([] if in_notebook else None)))
+    for name, value in vars(config).items():
+        if not isinstance(value, (str, bool)) and name not in free.split() and not value > 0:
+            raise SystemExit(f"--{name} must be above 0, not {value}")
     return config
 
 
-def encode_prompt(tokenizer, task: dict) -> list[int]:
-    """Token ids of the prompt, BOS included, without its final newline.
-
-    Byte-level BPE merges that newline with the indentation after it; a prompt that ends in a lone newline
-    token is one the model never saw. So the newline is the beginning of the completion.
-    """
-    return tokenizer(task["prompt"].rstrip())["input_ids"]
-
-
-def draw(rows: list, first: int, count: int, seed: int) -> list:
-    """Rows first .. first + count of an endless series of shuffles; the same in a run that was resumed."""
-    shuffles = range(first // len(rows), (first + count - 1) // len(rows) + 1)
-    drawn = [row for n in shuffles for row in random.Random(f"{seed} {n}").sample(rows, len(rows))]
-    return drawn[first % len(rows) :][:count]
-
-
-# ---- model: copies, kept equal by tests/test_copies.py ----------------------------------------------
-
-
 def load_base(model_name, device):
-    """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer."""
+    """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
     dtype = torch.float32  # of the computation: the fast format on a CPU
     if device.startswith("cuda"):
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     quantization = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
     arguments = {"quantization_config": quantization, "dtype": dtype, "device_map": {"": device}}
-    tokenizer = AutoTokenizer.from_pretrained(model_name)
-    model = AutoModelForCausalLM.from_pretrained(model_name, **arguments, use_safetensors=True)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # masks come from lengths, so any token will do
-    if device == "cpu":  # the same rounded weights, unpacked once and not at every use
-        model = model.dequantize()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_name)
+        model = AutoModelForCausalLM.from_pretrained(model_name, **arguments, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"cannot load {model_name} (offline: PROFILE=tiny): {' '.join(str(error).split())}")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # masks come from lengths, not from ids
+    if device == "cpu":
+        model = model.dequantize()  # the same rounded weights, unpacked once and not at every use
     return model.requires_grad_(False), tokenizer
 
 
 def load_adapter(adapter_dir, device, is_trainable):
-    """(PeftModel, tokenizer) of an adapter folder on its 4-bit base; raises SystemExit with one line."""
-    for name in "adapter_config.json", "adapter_model.safetensors":  # peft would also take a pickle: not here
-        if not Path(adapter_dir, name).is_file():
-            raise SystemExit(f"{adapter_dir} is no adapter folder (no {name}); train_sft_lora.py makes one")
+    """(PeftModel, tokenizer) of an adapter folder on its 4-bit base; or SystemExit."""
+    if not Path(adapter_dir, "adapter_model.safetensors").is_file():  # peft would also unpickle: not here
+        raise SystemExit(f"{adapter_dir} is no adapter folder; train_sft_lora.py makes one")
     try:
-        base_name = PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path
-        base, tokenizer = load_base(base_name, device)
+        base, tokenizer = load_base(PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path, device)
         model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        other = "other shapes: it was made for another base model"
-        raise SystemExit(f"cannot load {adapter_dir} or its base model: {reason} ({other})")
+    except Exception as error:  # each library raises its own; another shape has a line for every weight
+        raise SystemExit(f"cannot load {adapter_dir} on its base: {' '.join(str(error).split())[:300]}")
     return model, tokenizer
-
-
-# ---- files: copies, kept equal by tests/test_copies.py ----------------------------------------------
 
 
 def save_adapter(model, tokenizer, output_dir, run_config):
     """Write adapter, tokenizer and, last, run_config.json: a folder that has it is complete."""
     Path(output_dir, "run_config.json").unlink(missing_ok=True)
-    model.save_pretrained(output_dir, save_embedding_layers=False, selected_adapters=["default"])
+    model.save_pretrained(output_dir, save_embedding_layers=False)
     tokenizer.save_pretrained(output_dir)
     Path(output_dir, "run_config.json").write_text(json.dumps(run_config, indent=2) + "\n")
 
 
-def save_state(output_dir, state, trainable, optimizer, logs):
-    """Write what --resume needs, atomically, to a file named by its SHA-256; keep the last two."""
-    state = state | {"adapter": trainable, "optimizer": optimizer.state_dict()}
-    buffer = io.BytesIO()
-    torch.save(state | {"log_sizes": [os.path.getsize(log.name) for log in logs]}, buffer)
-    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-    path = Path(output_dir, "state", f"{state['done']:08d}_{digest}.pt")
-    path.with_name("unfinished").write_bytes(buffer.getvalue())
-    os.replace(path.with_name("unfinished"), path)
-    for old in sorted(path.parent.glob("*.pt"))[:-2]:
-        old.unlink()
-
-
-def load_state(output_dir, identity, trainable, optimizer):
-    """Load the newest sound state of the run with this identity; {} if there is none, or SystemExit."""
-    paths = sorted(Path(output_dir, "state").glob("*.pt"), reverse=True)
-    for path in paths:
-        problem = "is damaged"
-        if hashlib.sha256(path.read_bytes()).hexdigest() == path.stem[9:]:
-            state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
-            other = [name for name, value in identity.items() if state["identity"].get(name) != value]
-            if not other:
-                optimizer.load_state_dict(state.pop("optimizer"))
-                for parameter, saved in zip(trainable, state.pop("adapter")):
-                    parameter.data.copy_(saved)
-                return state
-            problem = f"is of a run with another {', '.join(other)}"
-        print(f"--resume: {path} {problem}; trying the one before")
-    if paths:
-        raise SystemExit(f"--resume: nothing in {output_dir}/state fits; delete that folder to start again")
-    return {}
-
-
-def open_logs(output_dir, names, sizes):
-    """Create the folder and open its logs, cut to `sizes` bytes; sizes None is a new run, without states."""
-    try:
-        if sizes is None:
-            for name in "state", "best":
-                shutil.rmtree(Path(output_dir, name), ignore_errors=True)
-        os.makedirs(Path(output_dir, "state"), exist_ok=True)
-        logs = [open(Path(output_dir, name), "a") for name in names]
-        Path(output_dir, "run_config.json").unlink(missing_ok=True)  # it would call this run finished
-    except OSError as error:
-        raise SystemExit(f"cannot write to the folder {output_dir} ({error.strerror}); choose another one")
-    for log, size in zip(logs, sizes or [0] * len(logs)):
-        log.truncate(min(size, os.path.getsize(log.name)))
-    return logs
-
-
-# ---- rollout and log-probabilities: copies, kept equal by tests/test_copies.py ----------------------
-
-
-class RoomyLayer(DynamicLayer):
-    """Keys and values, with room for 64 more; DynamicLayer copies all of them for every new token."""
-
-    rooms = ()  # keys, values: each (B, heads, T + room, head size)
-
-    def update(self, keys, values, *args, **kwargs):
-        old, new = self.get_seq_length(), self.get_seq_length() + keys.shape[-2]
-        if not self.rooms or new > self.rooms[0].shape[-2]:
-            super().update(keys, values)
-            self.rooms = [torch.nn.functional.pad(x, (0, 0, 0, 64)) for x in (self.keys, self.values)]
-        else:
-            for room, x in zip(self.rooms, (keys, values)):
-                room[:, :, old:new] = x
-        self.keys, self.values = (room[:, :, :new] for room in self.rooms)
-        return self.keys, self.values
-
-    def batch_select_indices(self, rows):
-        if self.rooms:
-            self.rooms = [room[rows] for room in self.rooms]
-            self.keys, self.values = (room[:, :, : self.get_seq_length()] for room in self.rooms)
+# ---- rollout and log-probabilities: copies, kept equal by tests/test_copies.py --------------------------
 
 
 @torch.no_grad()
-def generate(model, tokenizer, prompt_ids: list[list[int]], max_new_tokens: int, temperature, top_p, uniform):
-    """Yield (i, completion_ids) of prompt i as soon as its completion ends.
+def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, temperature=1.0, top_p=1.0):
+    """Yield (i, completion_ids) as soon as the completion of prompt i ends.
 
-    prompt_ids: list of B lists; of equal neighbours only the first is computed. Row i of uniform, (B,
-    max_new_tokens) random numbers from [0, 1), picks the tokens of completion i by inverting the cumulative
-    distribution, so that it does not depend on the batch around it; None decodes greedily. A completion
-    ends with its first EOS, included; one that reached max_new_tokens has no EOS, and none is added.
-    Raises FloatingPointError where there is nothing to sample from.
+    It ends with its first EOS, included, or without one after max_new_tokens. Row i of uniform, (B,
+    max_new_tokens) random numbers from [0, 1), picks its tokens by inverting the cumulative distribution,
+    so that they do not depend on the batch around it; None is greedy. SystemExit if logits are not finite.
     """
-    model.eval()  # in train mode with gradient checkpointing there would be no cache
-    prompts = [prompt for prompt, _ in groupby(prompt_ids)]
-    rows = [row for row, (_, copies) in enumerate(groupby(prompt_ids)) for _ in copies]  # of each completion
-    ids = [torch.tensor(prompt) for prompt in prompts]
-    mask = pad_sequence([torch.ones_like(row) for row in ids], True, 0, "left").to(model.device)
-    ids = pad_sequence(ids, True, tokenizer.pad_token_id, "left").to(model.device)  # (distinct prompts, T)
+    model.eval()
+    batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt", verbose=False)
+    ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)  # (B, T)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # the first real token of each row is at position 0
-    cache = Cache(layers=[RoomyLayer() for _ in range(model.config.num_hidden_layers)])
-    cached = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
     completion_ids = [[] for _ in prompt_ids]
-    running = list(range(len(prompt_ids)))  # completions that have not ended
+    running = list(range(len(prompt_ids)))  # the completion that each row of the batch belongs to
+    cached = {"use_cache": True}  # and, after the first step, the keys and values of all tokens so far
     for t in range(max_new_tokens):
-        output = model(ids, attention_mask=mask, position_ids=positions, **cached)
-        logits = output.logits[rows, -1].float() / temperature  # (running, V)
+        output = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **cached)
+        name = "cache" if "cache" in output else "past_key_values"  # the name before transformers 5.24
+        cached[name] = output[name]
+        logits = output.logits[:, -1].float() / temperature  # (running, V)
+        if not logits.amax(-1).isfinite().all():
+            raise SystemExit("the logits are not finite: the model has diverged; lower --learning_rate")
+        if top_p < 1:
+            logits = TopPLogitsWarper(top_p)(None, logits)
         if uniform is None:
             tokens = logits.argmax(-1)  # (running,)
         else:
-            if top_p < 1:
-                logits = TopPLogitsWarper(top_p)(None, logits)
             cumulative = logits.double().softmax(-1).cumsum(-1)
-            if not cumulative[:, -1].isfinite().all():
-                raise FloatingPointError("no finite logits")
             threshold = uniform[running, t, None].to(model.device) * cumulative[:, -1:]
             tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-        going_on = []
-        for k, (i, token) in enumerate(zip(running, tokens.tolist())):
+        ended = (tokens == tokenizer.eos_token_id) | (t == max_new_tokens - 1)  # (running,)
+        for i, token, has_ended in zip(running, tokens.tolist(), ended.tolist()):
             completion_ids[i].append(token)
-            if token == tokenizer.eos_token_id or t == max_new_tokens - 1:
+            if has_ended:
                 yield i, completion_ids[i]
-            else:
-                going_on.append(k)
-        if not going_on:
+        if ended.all():
             return
-        running, rows = [running[k] for k in going_on], [rows[k] for k in going_on]
-        if rows != list(range(len(mask))):  # copy the rows of shared prompts, drop those that have ended
-            cache.batch_select_indices(torch.tensor(rows, device=model.device))
-            mask, positions = mask[rows], positions[rows]
-            rows = list(range(len(rows)))
-        ids = tokens[going_on, None]
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        positions = positions[:, -1:] + 1
+        rows = (~ended).nonzero()[:, 0]  # the others leave the batch
+        if ended.any():
+            cached[name].batch_select_indices(rows)
+            running = [running[row] for row in rows.tolist()]
+        ids = tokens[rows, None]
+        mask = torch.nn.functional.pad(mask[rows], (0, 1), value=1)
+        positions = positions[rows, -1:] + 1
 
 
-def completion_logprobs(model, prompt_ids: list, completion_ids: list, temperature: float, pad_token_id: int):
-    """Log-probability of every completion token under the model.
+def rollout(model, tokenizer, sandbox, tasks, max_new_tokens, uniform=None, temperature=1.0, top_p=1.0):
+    """One sample, a dict, per task. Programs run while other completions are still being generated."""
+    prompt_ids = [task["prompt_ids"] for task in tasks]
+    samples = [{"task_id": task["task_id"], "prompt_ids": task["prompt_ids"]} for task in tasks]
+    for i, ids in generate(model, tokenizer, prompt_ids, max_new_tokens, uniform, temperature, top_p):
+        completion = tokenizer.decode(ids, skip_special_tokens=True)
+        samples[i]["score"] = start_scoring(sandbox, tasks[i], completion)  # a Future
+        samples[i] |= {"completion_ids": ids, "completion": completion, "gen_len": len(ids)}
+        samples[i]["hit_token_limit"] = ids[-1] != tokenizer.eos_token_id
+    for sample in samples:
+        sample["outcome"] = sample.pop("score").result().outcome
+    return samples
 
-    Neighbours with the same prompt share a row, in which the prompt is computed once. With the completions
-    [8, 9] and [3] of the prompt [5, 6], and padding on the right, where no real token sees it:
 
-        ids       = [5, 6, 8, 9, 3, pad]
-        positions = [0, 1, 2, 3, 2, 0]
-        segments  = [0, 0, 1, 1, 2, -1]   a token sees segment 0 and its own, up to itself
-        columns   = [1, 2], [1]           where the logits are that predict [8, 9] and [3]
+def completion_logprobs(model, tokenizer, samples, temperature):
+    """Log-probability of every completion token, under the logits divided by the sampling temperature.
 
-    Returns logprobs and completion_mask, both (B, C) with C = length of the longest completion; logprobs is 0
-    where completion_mask is 0. The logits are divided by the sampling temperature.
+        ids  = [5, 6, 8, 9, eos]     mask = [1, 1, 1]    for ids[2:], where the first completion begins
+               [4, 7, 5, 3, pad]            [0, 1, 0]    from lengths: pad may be the same token as eos
+
+    Returns logprobs and mask, both (B, T - shortest prompt); logprobs is 0 where mask is 0.
     """
-    ids, positions, segments, rows, columns = [], [], [], [], []
-    for i, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids)):
-        P, C = len(prompt), len(completion)
-        if i == 0 or prompt != prompt_ids[i - 1]:
-            ids.append(list(prompt))
-            positions.append(list(range(P)))
-            segments.append([0] * P)
-        rows += [len(ids) - 1] * C
-        columns += [P - 1, *range(len(ids[-1]), len(ids[-1]) + C - 1)]
-        ids[-1] += completion
-        positions[-1] += range(P, P + C)
-        segments[-1] += [segments[-1][-1] + 1] * C
-    ids = pad_sequence([torch.tensor(row) for row in ids], True, pad_token_id).to(model.device)  # (R, T)
-    positions = pad_sequence([torch.tensor(row) for row in positions], True, 0).to(model.device)
-    segments = pad_sequence([torch.tensor(row) for row in segments], True, -1).to(model.device)
-    seen = (segments[:, None] == 0) | (segments[:, None] == segments[:, :, None])  # (R, T query, T key)
-    base = model.get_base_model()
-    arguments = {"attention_mask": seen.tril()[:, None], "position_ids": positions, "use_cache": False}
-    hidden = base.get_decoder()(ids, **arguments).last_hidden_state[rows, columns]  # (tokens, hidden size)
-    logits = base.get_output_embeddings()(hidden).float() / temperature  # (tokens, V)
-    targets = torch.cat([torch.tensor(completion) for completion in completion_ids]).to(model.device)
-    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)  # (tokens,)
-    lengths = [len(completion) for completion in completion_ids]
-    mask = pad_sequence([torch.ones(n) for n in lengths], True).to(model.device)  # from lengths: pad = eos
-    return pad_sequence(logprobs.split(lengths), True), mask
-
-
-def micro_batches(prompt_ids, completion_ids, chosen, size: int) -> list[tuple[list, tuple[list, list]]]:
-    """The completions in `chosen`, `size` at a time: [(indices, (prompt_ids, completion_ids)), ...].
-
-    Completions of one prompt stay together, next to prompts whose row is about as long: little padding.
-    """
-    length = Counter()  # of the row that completion_logprobs makes of a prompt
-    for i in chosen:
-        length[tuple(prompt_ids[i])] += len(completion_ids[i])
-    order = sorted(chosen, key=lambda i: (len(prompt_ids[i]) + length[tuple(prompt_ids[i])], prompt_ids[i]))
-    slices = [order[first : first + size] for first in range(0, len(order), size)]
-    return [(mb, ([prompt_ids[i] for i in mb], [completion_ids[i] for i in mb])) for mb in slices]
-
-
-def greedy_passes(model, tokenizer, sandbox, tasks, batch_size, max_new_tokens):
-    """For each task, in no particular order, whether its greedy completion passes."""
-    scores = []
-    for first in range(0, len(tasks), batch_size):
-        batch = tasks[first : first + batch_size]
-        prompt_ids = [encode_prompt(tokenizer, task) for task in batch]
-        for i, ids in generate(model, tokenizer, prompt_ids, max_new_tokens, 1.0, 1.0, None):
-            scores.append(start_scoring(sandbox, batch[i], tokenizer.decode(ids, skip_special_tokens=True)))
-    return [score.result().outcome == "passed" for score in scores]
+    rows = [sample["prompt_ids"] + sample["completion_ids"] for sample in samples]
+    batch = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt", verbose=False)
+    ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)  # (B, T)
+    for row, sample in zip(mask, samples):
+        row[: len(sample["prompt_ids"])] = 0
+    first = min(len(sample["prompt_ids"]) for sample in samples)  # no logits are needed before
+    # The padding is on the right, where no real token sees it: the model needs neither mask nor positions.
+    logits = model(ids, use_cache=False, logits_to_keep=ids.shape[1] - first + 1).logits[:, :-1]
+    logits = logits.float() / temperature  # (B, T - first, V); logits[:, t] predicts ids[:, first + t]
+    logprobs = logits.gather(-1, ids[:, first:, None]).squeeze(-1) - logits.logsumexp(-1)
+    return logprobs * mask[:, first:], mask[:, first:]
 
 
 # ---- baseline and loss --------------------------------------------------------------------------------
 
 
-def subtract_baseline(rewards: Tensor, baseline: str, group_size: int) -> Tensor:
-    """rewards minus nothing ("none") or the mean of the others among its group_size neighbours; (B,)."""
+def subtract_baseline(rewards: Tensor, baseline: str) -> Tensor:
+    """rewards minus nothing ("none") or, "batch", minus the mean of the other rewards; (B,)."""
     if baseline == "none":
         return rewards
-    groups = rewards.view(-1, group_size)
-    others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)  # leave-one-out: unbiased gradient
-    advantages = groups - others
-    advantages[groups.amax(1) - groups.amin(1) < 1e-6] = 0.0  # rounding is no signal, but moves Adam
-    return advantages.flatten()
+    if rewards.max() - rewards.min() < 1e-6:  # rounding is no signal, but moves Adam
+        return torch.zeros_like(rewards)
+    return rewards - (rewards.sum() - rewards) / (len(rewards) - 1)  # leave-one-out: unbiased gradient
 
 
 def reinforce_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
@@ -382,187 +230,158 @@ def reinforce_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
 
 if __name__ == "__main__":
     # ---- setup ----------------------------------------------------------------------------------------
-    positive = "max_new_tokens temperature top_p time_limit batch_size samples_per_task"
-    positive += " learning_rate max_grad_norm num_steps micro_batch_size save_every eval_every"
-    cfg = parse_config(Config, f"{positive} max_bad_steps log_every")
+    if {"--samples_per_task", "group"} & set(sys.argv):
+        raise SystemExit("--samples_per_task and --baseline group have moved to train_grpo_lora.py")
+    cfg = parse_config(Config, free="length_penalty_alpha seed")
     tracker = None if cfg.report_to == "none" else cfg.report_to
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
     if tracker and not accelerator.log_with:  # accelerate would only warn
         raise SystemExit(f"--report_to {tracker} needs a package: pip install {tracker}")
     device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
-    is_main = accelerator.is_main_process
-    rank, world = accelerator.process_index, accelerator.num_processes
-    num_completions = cfg.batch_size * cfg.samples_per_task
-    group_size = cfg.samples_per_task if cfg.baseline == "group" else num_completions
-    if cfg.baseline != "none" and group_size < 2:
-        raise SystemExit("--batch_size (baseline group: --samples_per_task) must be at least 2, to compare")
-    share = num_completions // world
-    mine = slice(rank * share, (rank + 1) * share)  # of the completions
-    if share * world != num_completions:
-        raise SystemExit(f"{num_completions} completions cannot be shared out among {world} processes")
+    is_main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
+    if cfg.batch_size % world or (cfg.baseline == "batch" and cfg.batch_size < 2):
+        raise SystemExit(f"--batch_size must be a multiple of {world} processes, for a baseline at least 2")
     if Path(cfg.output_dir).resolve() == Path(cfg.sft_model).resolve():
         raise SystemExit("--output_dir is --sft_model, which would be overwritten; choose another one")
-    if cfg.patience > 0 and not cfg.dev_path:
-        raise SystemExit("--patience needs a --dev_path")
+
     dev_tasks = read_tasks(cfg.dev_path) if cfg.dev_path else []
     dev_ids = {task["task_id"] for task in dev_tasks}
-    others = [task for task in read_tasks(cfg.train_path) if task["task_id"] not in dev_ids]
-    shared = overlap(others, cfg.test_path)
-    accelerator.print(shared["summary"])
+    tasks = [task for task in read_tasks(cfg.train_path) if task["task_id"] not in dev_ids]
     model, tokenizer = load_adapter(cfg.sft_model, device, is_trainable=True)
-    for module in model.modules():  # a reloaded adapter brings its dropout back, rollouts have none
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    if cfg.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=cfg.learning_rate, weight_decay=0.0)
-    tasks = [task for task in others if len(encode_prompt(tokenizer, task)) <= cfg.max_length]
+    for task in tasks + dev_tasks:  # byte-level BPE merges a last newline with the indentation after it
+        task["prompt_ids"] = tokenizer(task["prompt"].rstrip())["input_ids"]
+    tasks = [task for task in tasks if len(task["prompt_ids"]) <= cfg.max_length]
     if not tasks:
         raise SystemExit(f"{cfg.train_path}: all prompts over --max_length {cfg.max_length} or in --dev_path")
-    accelerator.print(f"{len(tasks)} tasks ({len(others) - len(tasks)} prompts too long), {device}")
-    accelerator.print(f"{cfg.num_steps} steps x {cfg.batch_size} tasks x {cfg.samples_per_task} samples")
+    order = []  # every task once before one comes again
+    for n in range(math.ceil(cfg.num_steps * cfg.batch_size / len(tasks))):
+        order += random.Random(f"{cfg.seed} {n}").sample(tasks, len(tasks))
+    accelerator.print(f"{len(tasks)} tasks on {device}, {cfg.num_steps} steps of {cfg.batch_size}")
 
-    may_change = "output_dir num_steps micro_batch_size gradient_checkpointing resume save_every patience"
-    may_change += " max_bad_steps report_to log_every test_path"
-    identity = {name: value for name, value in asdict(cfg).items() if name not in may_change.split()}
-    weights = f"{cfg.sft_model}/adapter_model.safetensors"
-    for name, path in ("train", cfg.train_path), ("dev", cfg.dev_path), ("sft", weights):
-        identity[f"{name}_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
-    state: dict = {"done": 0, "bad_steps": 0, "best": -1.0, "waited": 0, "seconds": 0.0, "log_sizes": None}
-    state |= {"identity": identity, "good": [p.detach().clone() for p in trainable]}  # before the last step
-    state |= load_state(cfg.output_dir, identity, trainable, optimizer) if cfg.resume else {}
-
+    may_change = "output_dir num_steps micro_batch_size resume save_every report_to log_every".split()
+    settings = {name: value for name, value in asdict(cfg).items() if name not in may_change}
+    for path in filter(None, (cfg.train_path, cfg.dev_path, f"{cfg.sft_model}/adapter_model.safetensors")):
+        settings[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    state = {"settings": settings, "step": 0, "best": -1.0, "seconds": 0.0, "log_sizes": [0, 0]}
+    state_path = Path(cfg.output_dir, "state.pt")
+    if cfg.resume and state_path.exists():
+        state = torch.load(state_path, map_location="cpu", weights_only=True)  # runs no code from the file
+        changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
+        if changed:
+            raise SystemExit(f"--resume: {state_path} is of a run with another {', '.join(changed)}")
+        for p, saved in zip(trainable, state.pop("lora")):
+            p.data.copy_(saved)
+        optimizer.load_state_dict(state.pop("optimizer"))
+    if state["step"] >= cfg.num_steps:
+        accelerator.print(f"{cfg.output_dir} is finished")
+        sys.exit()
     sandbox = Sandbox(timeout=cfg.time_limit, tasks=tasks + dev_tasks)
-    accelerator.print(f"sandbox: {sandbox.report}")
+    run_config = {**asdict(cfg), **settings, "method": "REINFORCE", "sandbox": sandbox.report}
     if is_main:
-        print(preflight(sandbox, tasks + dev_tasks))
-        logs = open_logs(cfg.output_dir, ("rl_train_log.jsonl", "samples.jsonl"), state["log_sizes"])
-    if tracker:  # which imports it
-        accelerator.init_trackers("reinforce", asdict(cfg))
+        print(f"sandbox: {sandbox.report}\n{preflight(sandbox, tasks + dev_tasks)}")
+        try:
+            os.makedirs(cfg.output_dir, exist_ok=True)
+            logs = [open(f"{cfg.output_dir}/{name}.jsonl", "a") for name in ("rl_train_log", "samples")]
+        except OSError as error:
+            raise SystemExit(f"cannot write to --output_dir {cfg.output_dir}: {error.strerror}")
+        for log, size in zip(logs, state["log_sizes"]):
+            log.truncate(min(size, log.tell()))  # later lines are of steps that the state does not have
+        if state["step"] == 0:  # what an older run left here must not be resumed or evaluated
+            state_path.unlink(missing_ok=True)
+            shutil.rmtree(Path(cfg.output_dir, "best"), ignore_errors=True)
+    accelerator.init_trackers("reinforce", asdict(cfg))
 
     # ---- training -------------------------------------------------------------------------------------
     start = time.time() - state["seconds"]
-    progress = tqdm(total=cfg.num_steps, initial=state["done"], disable=None if is_main else True)
-    run_config = {**asdict(cfg), **identity, "method": "REINFORCE", "sandbox": sandbox.report}
-    run_config["overlap"] = shared
-    stopped = ""  # why, where that is not after the last update
-    try:
-        while state["done"] < cfg.num_steps and not 0 < cfg.patience <= state["waited"]:
-            # ---- rollout: each process samples its share; programs run while others are still sampled ----
-            step = state["done"] + 1
-            times = [time.time()]
-            drawn = draw(tasks, state["done"] * cfg.batch_size, cfg.batch_size, cfg.seed)
-            batch = [task for task in drawn for _ in range(cfg.samples_per_task)][mine]
-            prompt_ids = [encode_prompt(tokenizer, task) for task in batch]
-            noise = torch.Generator().manual_seed(1_000_003 * cfg.seed + step)
-            uniform = torch.rand(num_completions, cfg.max_new_tokens, generator=noise, dtype=torch.float64)
-            sampling = cfg.max_new_tokens, cfg.temperature, cfg.top_p, uniform[mine]
-            samples = [{"step": step, "task_id": task["task_id"]} for task in batch]
-            completion_ids, scores = {}, {}
-            for i, ids in generate(model, tokenizer, prompt_ids, *sampling):
-                completion_ids[i], completion = ids, tokenizer.decode(ids, skip_special_tokens=True)
-                scores[i] = start_scoring(sandbox, batch[i], completion)
-                samples[i] |= {"completion": completion, "gen_len": len(ids)}
-                samples[i] |= {"truncated": ids[-1] != tokenizer.eos_token_id}
-            times.append(time.time())
+    mine = slice(rank * cfg.batch_size // world, (rank + 1) * cfg.batch_size // world)  # of this process
+    for step in tqdm(range(state["step"] + 1, cfg.num_steps + 1), disable=None if is_main else True):
+        # ---- rollout: random numbers belong to a completion, whichever process samples it ----
+        batch = order[(step - 1) * cfg.batch_size : step * cfg.batch_size]
+        noise = torch.Generator().manual_seed(1_000_003 * cfg.seed + step)
+        uniform = torch.rand(cfg.batch_size, cfg.max_new_tokens, generator=noise, dtype=torch.float64)
+        sampling = cfg.max_new_tokens, uniform[mine], cfg.temperature, cfg.top_p
+        samples = gather_object(rollout(model, tokenizer, sandbox, batch[mine], *sampling))
 
-            # ---- reward, and advantages over the completions of all processes ----
-            for i, score in scores.items():
-                samples[i]["outcome"] = score.result().outcome
-            samples = gather_object(samples)
-            passed = torch.tensor([float(sample["outcome"] == "passed") for sample in samples])  # (B,)
-            gen_len = torch.tensor([float(sample["gen_len"]) for sample in samples])  # (B,)
-            charged = passed if cfg.length_penalty_on == "passed" else 1.0
-            rewards = passed - cfg.length_penalty_alpha * gen_len / 100 * charged  # (B,)
-            advantages = subtract_baseline(rewards, cfg.baseline, group_size)  # (B,)
-            times.append(time.time())
+        # ---- reward and advantages, over the completions of all processes ----
+        passed = torch.tensor([float(sample["outcome"] == "passed") for sample in samples])  # (B,)
+        gen_len = torch.tensor([float(sample["gen_len"]) for sample in samples])  # (B,)
+        charged = passed if cfg.length_penalty_on == "passed" else 1.0
+        rewards = passed - cfg.length_penalty_alpha * gen_len / 100 * charged  # (B,)
+        advantages = subtract_baseline(rewards, cfg.baseline)  # (B,)
+        for sample, reward, advantage in zip(samples, rewards.tolist(), advantages.tolist()):
+            sample |= {"step": step, "reward": reward, "advantage": advantage}
 
-            # ---- update ----
-            model.train()  # every dropout is 0
-            my_advantages = advantages[mine].to(device)
-            chosen = [i for i in range(share) if my_advantages[i] != 0]  # have a gradient
-            optimizer.zero_grad()
-            sums = torch.zeros(3, device=device)  # loss, -log-probs, tokens
-            for mb, ids in micro_batches(prompt_ids, completion_ids, chosen, cfg.micro_batch_size):
-                logprobs, mask = completion_logprobs(model, *ids, cfg.temperature, tokenizer.pad_token_id)
-                loss = reinforce_loss(logprobs, my_advantages[mb]) / num_completions
-                loss.backward()  # per micro-batch, so that only one graph is in memory
-                sums += torch.stack([loss.detach(), -logprobs.detach().sum(), mask.sum()])
-            for p in trainable:  # a sum over processes: each has divided by the count of all
-                p.grad = accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, "sum")
-            loss, entropy, tokens = accelerator.reduce(sums, "sum").tolist()
-            grad_norm = torch.nn.utils.clip_grad_norm_(trainable, cfg.max_grad_norm).item()
-            bad = not math.isfinite(loss + grad_norm)
-            if not bad and advantages.any():
-                state["good"] = [p.detach().clone() for p in trainable]
-                optimizer.step()
-            state |= {"done": step, "bad_steps": state["bad_steps"] + 1 if bad else 0}
-            times.append(time.time())
+        # ---- update: the model stays in eval mode, without dropout, as in the rollout ----
+        my_samples = [s for s in samples[mine] if s["advantage"] != 0]  # sorted by length: little padding
+        my_samples.sort(key=lambda s: (len(s["prompt_ids"]) + s["gen_len"], s["prompt_ids"]))
+        optimizer.zero_grad()
+        sums = torch.zeros(3, device=device)  # loss, -log-probs, tokens
+        for first in range(0, len(my_samples), cfg.micro_batch_size):
+            mb = my_samples[first : first + cfg.micro_batch_size]
+            logprobs, mask = completion_logprobs(model, tokenizer, mb, cfg.temperature)  # (mb, C)
+            A = torch.tensor([sample["advantage"] for sample in mb], device=device)  # (mb,)
+            loss = reinforce_loss(logprobs, A) / cfg.batch_size
+            loss.backward()  # per micro-batch, so that only one graph is in memory
+            sums += torch.stack([loss.detach(), -logprobs.detach().sum(), mask.sum()])
+        for p in trainable:  # a sum over processes: each has divided by the count of all
+            p.grad = accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, "sum")
+        loss, entropy, num_tokens = accelerator.reduce(sums, "sum").tolist()
+        grad_norm = torch.nn.utils.clip_grad_norm_(trainable, cfg.max_grad_norm).item()
+        if advantages.any() and math.isfinite(loss + grad_norm):
+            optimizer.step()
 
-            # ---- log ----
-            flat = (advantages.view(-1, group_size) == 0).all(1).float().mean().item()
-            errors = sum(sample["outcome"] == "error" for sample in samples)
-            row = {"step": step, "batch_size": cfg.batch_size, "num_completions": num_completions}
-            row |= {"base_reward": passed.mean().item(), "length_penalty": (passed - rewards).mean().item()}
-            row |= {"reward": rewards.mean().item(), "gen_len": gen_len.mean().item()}
-            row |= {"truncated": sum(sample["truncated"] for sample in samples) / num_completions}
-            row |= {"unique": len({(sample["task_id"], sample["completion"]) for sample in samples})}
-            row |= {"flat": flat, "entropy_estimate": entropy / max(tokens, 1)}
-            row |= {"loss": loss, "grad_norm": grad_norm, "sandbox_errors": errors, "sandbox": sandbox.report}
-            row |= {"rollout_seconds": times[1] - times[0], "reward_seconds": times[2] - times[1]}
-            row |= {"update_seconds": times[3] - times[2], "seconds": time.time() - start}
-            if dev_tasks and (step % cfg.eval_every == 0 or step == cfg.num_steps):
-                part = dev_tasks[rank::world]
-                passes = greedy_passes(model, tokenizer, sandbox, part, num_completions, cfg.max_new_tokens)
-                row["dev_pass_at_1"] = torch.tensor(gather_object(passes)).float().mean().item()
-                state["waited"] += 1
-                if row["dev_pass_at_1"] > state["best"]:
-                    state |= {"best": row["dev_pass_at_1"], "waited": 0}
-                    if is_main:
-                        save_adapter(model, tokenizer, f"{cfg.output_dir}/best", run_config | row)
-            accelerator.log({name: value for name, value in row.items() if name != "sandbox"}, step=step)
-            if is_main:
-                for sample, reward, advantage in zip(samples, rewards.tolist(), advantages.tolist()):
-                    sample |= {"reward": reward, "advantage": advantage}
-                for file, lines in zip(logs, ([row], samples)):
-                    file.writelines(json.dumps(line) + "\n" for line in lines)
-                    file.flush()
-                if step % cfg.save_every == 0 or step == cfg.num_steps:
-                    state["seconds"] = row["seconds"]
-                    save_state(cfg.output_dir, state, trainable, optimizer, logs)
-                if step % cfg.log_every == 0:
-                    shown = "reward base_reward gen_len truncated unique flat entropy_estimate seconds"
-                    values = "  ".join(f"{name} {row[name]:<6.3g}" for name in shown.split())
-                    tqdm.write(f"step {step:<4d}  {values}")
-                if flat == 1:
-                    remedy = "raise --temperature, --batch_size or --samples_per_task, or take other tasks"
-                    tqdm.write(f"warning: all {num_completions} advantages 0, nothing to learn: {remedy}")
-                if errors:
-                    tqdm.write(f"warning: the sandbox itself failed on {errors} programs")
-                if bad:
-                    tqdm.write("warning: loss or gradient is not finite, the step is skipped")
-            progress.update()
-            if state["bad_steps"] >= cfg.max_bad_steps:
-                raise FloatingPointError("no finite gradient")
-    except KeyboardInterrupt:
-        stopped = "interrupted"
-    except FloatingPointError as error:
-        stopped = f"{error}; lower --learning_rate"
-        state["bad_steps"] += 1
-    except torch.OutOfMemoryError:
-        knobs = f"lower --micro_batch_size (now {cfg.micro_batch_size}) or set --gradient_checkpointing true"
-        knobs += " and --resume; in the rollout only a smaller --batch_size or --max_new_tokens helps"
-        raise SystemExit(f"out of memory: {knobs}")
+        # ---- log ----
+        row = {
+            "step": step,
+            "batch_size": cfg.batch_size,
+            "reward": rewards.mean().item(),
+            "base_reward": passed.mean().item(),
+            "length_penalty": (passed - rewards).mean().item(),
+            "gen_len": gen_len.mean().item(),
+            "hit_token_limit": sum(sample["hit_token_limit"] for sample in samples) / cfg.batch_size,
+            "sandbox_errors": sum(sample["outcome"] == "error" for sample in samples),
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "entropy_estimate": entropy / max(num_tokens, 1),  # of the completions that have a gradient
+            "seconds": time.time() - start,
+        }
+        is_last = step == cfg.num_steps
+        if dev_tasks and (step % cfg.eval_every == 0 or is_last):
+            dev_passed = []
+            for first in range(rank * cfg.batch_size, len(dev_tasks), world * cfg.batch_size):
+                part = dev_tasks[first : first + cfg.batch_size]
+                greedy = rollout(model, tokenizer, sandbox, part, cfg.max_new_tokens)
+                dev_passed += [sample["outcome"] == "passed" for sample in greedy]
+            row["dev_pass_at_1"] = sum(gather_object(dev_passed)) / len(dev_tasks)
+            if row["dev_pass_at_1"] > state["best"]:
+                state["best"] = row["dev_pass_at_1"]
+                if is_main:
+                    save_adapter(model, tokenizer, f"{cfg.output_dir}/best", run_config | row)
+        accelerator.log(row, step=step)
+        if not is_main:
+            continue
+        for sample in samples:
+            del sample["prompt_ids"], sample["completion_ids"]
+        for log, lines in zip(logs, ([row], samples)):
+            log.writelines(json.dumps(line) + "\n" for line in lines)
+            log.flush()
+        if step % cfg.log_every == 0:
+            shown = "reward base_reward gen_len hit_token_limit entropy_estimate grad_norm seconds"
+            values = "  ".join(f"{name} {row[name]:<6.3g}" for name in shown.split())
+            tqdm.write(f"step {step:<4d}  {values}")
+        if not advantages.any():
+            tqdm.write("warning: all advantages 0, nothing to learn: raise --temperature or --batch_size")
+        elif not math.isfinite(loss + grad_norm):
+            tqdm.write("warning: the gradient is not finite, the step is skipped: lower --learning_rate")
 
-    if state["bad_steps"] > 0:  # what the last good one made of the adapter was not good
-        for p, saved in zip(trainable, state["good"]):
-            p.data.copy_(saved)
-    if is_main:
-        run_config |= {"steps_done": state["done"], "finished": not stopped}
-        save_adapter(model, tokenizer, cfg.output_dir, run_config)
-        print(f"saved {cfg.output_dir}" + f" ({stopped} after {state['done']} steps)" * bool(stopped))
+        # ---- save: a run that is killed goes on from the state, whose adapter is already in its folder ----
+        if step % cfg.save_every == 0 or is_last:
+            run_config |= {"step": step, "finished": is_last}
+            save_adapter(model, tokenizer, cfg.output_dir, run_config)
+            state |= {"step": step, "seconds": row["seconds"], "log_sizes": [log.tell() for log in logs]}
+            torch.save(state | {"lora": trainable, "optimizer": optimizer.state_dict()}, f"{state_path}.tmp")
+            os.replace(f"{state_path}.tmp", state_path)  # in one step: the old state or the new one
     accelerator.end_training()
     sandbox.close()
-    if stopped:
-        sys.exit(130 if stopped == "interrupted" else 1)  # so that a shell script stops too
