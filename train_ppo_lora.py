@@ -84,20 +84,20 @@ class Config:
 
 
 def parse_config(config_class, free):
-    """Config from the command line; SystemExit where a number is not above 0, except those in `free`."""
+    """Config from the command line; SystemExit where a number is not positive, except those in `free`."""
     in_notebook = "kernel_launcher" in sys.argv[0] or "ipykernel" in sys.argv[0]  # the flags are the kernel's
     parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]", allow_abbrev=False)
     config = config_class(**vars(parser.parse_args([] if in_notebook else None)))
     for name, value in vars(config).items():
-        if not isinstance(value, (str, bool)) and name not in free.split() and not value > 0:
-            raise SystemExit(f"--{name} must be above 0, not {value}")
+        if not isinstance(value, (str, bool)) and name not in free.split() and not 0 < value < math.inf:
+            raise SystemExit(f"--{name} must be above 0 and finite, not {value}")
     return config
 
 
 def load_base(model_name, device):
     """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
     dtype = torch.float32  # of the computation: the fast format on a CPU
-    if device.startswith("cuda"):
+    if device != "cpu" and torch.cuda.is_available():
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     quantization = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
@@ -105,7 +105,7 @@ def load_base(model_name, device):
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_name)
         model = AutoModelForCausalLM.from_pretrained(model_name, **arguments, use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # each library raises its own
         raise SystemExit(f"cannot load {model_name} (offline: PROFILE=tiny): {' '.join(str(error).split())}")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # masks come from lengths, not from ids
     if device == "cpu":
@@ -113,14 +113,14 @@ def load_base(model_name, device):
     return model.requires_grad_(False), tokenizer
 
 
-def load_adapter(adapter_dir, device, is_trainable):
+def load_adapter(adapter_dir, device, is_trainable=False):
     """(PeftModel, tokenizer) of an adapter folder on its 4-bit base; or SystemExit."""
     if not Path(adapter_dir, "adapter_model.safetensors").is_file():  # peft would also unpickle: not here
         raise SystemExit(f"{adapter_dir} is no adapter folder; train_sft_lora.py makes one")
     try:
         base, tokenizer = load_base(PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path, device)
         model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
-    except Exception as error:  # each library raises its own; another shape has a line for every weight
+    except Exception as error:  # another shape has a line for every weight
         raise SystemExit(f"cannot load {adapter_dir} on its base: {' '.join(str(error).split())[:300]}")
     return model, tokenizer
 
@@ -287,7 +287,7 @@ if __name__ == "__main__":
         state = torch.load(state_path, map_location="cpu", weights_only=True)  # runs no code from the file
         changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
         if changed:
-            raise SystemExit(f"--resume: {state_path} is of a run with another {', '.join(changed)}")
+            raise SystemExit(f"--resume: {state_path} was made with another {', '.join(changed)}; delete it")
         for p, saved in zip(trainable, state.pop("lora")):
             p.data.copy_(saved)
         optimizer.load_state_dict(state.pop("optimizer"))

@@ -11,6 +11,8 @@ for more than a stub, a docstring that says something else, a paraphrase of a te
 
 import argparse
 import ast
+import hashlib
+import json
 import os
 import re
 import sys
@@ -87,6 +89,32 @@ def overlap(train_tasks: list[dict], test_path) -> dict:
         names = ", ".join(benchmarks)
         summary += f"; warning: both files are from {names}, so the score is not one on new tasks"
     return {"test_path": test_path, "pairs": pairs, "same_benchmark": benchmarks, "summary": summary}
+
+
+def read_run_config(folder) -> dict:
+    """Return what the training run that made this adapter wrote about itself; {} where it wrote nothing."""
+    path = Path(folder, "run_config.json")
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise SystemExit(f"{path} is damaged: {error}; delete it") from None
+
+
+def overlaps(run_config: dict, test_path) -> list[dict]:
+    """Return the overlap with each file that an adapter, or the one it started from, has learnt from."""
+    files = []
+    while "train_path" in run_config and len(files) < 9:  # two adapters may name each other
+        path = run_config["train_path"]
+        # run_config.json holds the hash of each file that was read, under the file's path.
+        if os.path.isfile(path) and hashlib.sha256(Path(path).read_bytes()).hexdigest() == run_config.get(
+            path
+        ):
+            files.append({"train_path": path, **overlap(read_tasks(path), test_path)})
+        else:
+            summary = f"overlap: {path} is not the file that was trained on: nothing compared"
+            files.append({"train_path": path, "summary": summary})
+        run_config = read_run_config(run_config["sft_model"]) if "sft_model" in run_config else {}
+    return files
 
 
 def check(sandbox, tasks, test_paths, progress=None):
