@@ -1,5 +1,6 @@
-"""Paths, links, commands, figures and line numbers in README.md, CONTRIBUTING.md and docs/ are real."""
+"""Paths, links, commands, names, metrics and line numbers in README.md, CONTRIBUTING.md, docs/ are real."""
 
+import ast
 import json
 import os
 import re
@@ -14,12 +15,23 @@ sys.path.insert(0, str(ROOT / "docs"))
 from update_lines import PAGES, updated
 
 README = (ROOT / "README.md").read_text()
-ALGORITHMS = ["docs/sft.md", "docs/reinforce.md", "docs/ppo.md"]
+SCRIPT_OF = {"sft": "train_sft_lora.py", "reinforce": "train_rl_lora.py", "ppo": "train_ppo_lora.py"}
+ALGORITHMS = [f"docs/{name}.md" for name in SCRIPT_OF]
 HEADINGS = "Idea, Equation, Pseudo-code, Usage, Logged metrics, Implementation details, Results, Known limits"
 COMMANDS = re.compile(r"(?:python|sh) [\w/]+\.(?:py|sh)[^`\n|&]*")
 MADE_BY_A_RUN = re.compile(
     r"checkpoints/|results/|data/(?:humaneval|weak)|HumanEval|my_|samples|\w+_log\.jsonl"
 )
+FOREIGN = {"no-deps", "num_processes", "problem_file", "dataset", "samples", "find_zero"}  # other programs'
+SOURCES = [
+    path
+    for pattern in ("*.py", "*.sh", "data/*.py", "benchmarks/*.py", "tests/*.py", ".ci/run")
+    for path in sorted(ROOT.glob(pattern))
+    if path.name != "test_docs.py"
+]
+SOURCE = "\n".join(path.read_text() for path in SOURCES)
+SETTINGS = set(re.findall(r"^    (\w+): |\"--(\w+)\"", SOURCE, re.M))
+SETTINGS = {name for pair in SETTINGS for name in pair if name}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -29,8 +41,26 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def block(page, language):
-    return re.search(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.S)[1]
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.S)
+
+
+def section(page, heading):
+    return re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", (ROOT / page).read_text(), re.M | re.S)[1]
+
+
+def logged(script):
+    """The fields of a log line: `row = {...}`, `row["..."] = ...`, `for name in ...: row[name] = ...`."""
+    fields = set()
+    for node in ast.walk(ast.parse((ROOT / script).read_text())):
+        for target in node.targets if isinstance(node, ast.Assign) else ():
+            if isinstance(target, ast.Name) and target.id == "row" and isinstance(node.value, ast.Dict):
+                fields |= {key.value for key in node.value.keys}
+            elif ast.unparse(target).startswith("row[") and isinstance(target.slice, ast.Constant):
+                fields.add(target.slice.value)
+        if isinstance(node, ast.For) and any(ast.unparse(line).startswith("row[name]") for line in node.body):
+            fields |= set(ast.literal_eval(node.iter))
+    return fields
 
 
 def test_the_two_commands_come_first():
@@ -50,6 +80,17 @@ def test_commands_exist_with_their_flags(page):
             assert re.search(rf"^    {flag}: |\"--{flag}\"", source, re.M), f"{words[1]} has no --{flag}"
         for path in (word for word in words[2:] if "/" in word and not word.startswith(("--", "$"))):
             assert MADE_BY_A_RUN.match(path) or (ROOT / path).exists(), path
+
+
+@each_page
+def test_names_exist(page):
+    """Flags are of some program, VALUE=... is read by one, and `snake_case` names stand in the source."""
+    text = page.read_text()
+    assert set(re.findall(r"--([a-z][\w-]*)", text)) - SETTINGS - FOREIGN == set()
+    for name in re.findall(r"\b([A-Z][A-Z_]+)=\S", text):
+        assert re.search(rf"\b{name}\b", SOURCE + text.replace(f"{name}=", "")), name
+    names = re.findall(r"`([a-z]\w*_\w*)`", text)
+    assert {name for name in names if not re.search(rf"\b{name}\b", SOURCE)} - FOREIGN == set()
 
 
 @each_page
@@ -84,37 +125,65 @@ def test_headings_are_fixed(page):
     assert re.findall(r"^## (.*)$", (ROOT / page).read_text(), re.M) == HEADINGS.split(", ")
 
 
-def test_hyperparameters_named_in_the_readme_exist():
-    sources = "".join((ROOT / name).read_text() for name in ("train_ppo_lora.py", "train_sft_lora.py"))
-    for knob in ("micro_batch_size", "gradient_checkpointing", "per_device_train_batch_size", "kl_coef"):
-        assert knob in README and f"    {knob}: " in sources
+@pytest.mark.parametrize("name", SCRIPT_OF)
+def test_every_logged_metric_is_explained(name):
+    rows = re.findall(r"^\| `(\w+)` \|", section(f"docs/{name}.md", "Logged metrics"), re.M)
+    assert len(rows) == len(set(rows)) >= 5
+    assert set(rows) == logged(SCRIPT_OF[name])
+
+
+def test_options_and_knobs_are_settings():
+    options = re.findall(r"^\| `(\w+)` \|", section("docs/ppo.md", "Usage"), re.M)
+    knobs = re.findall(r"^\| (?:\w+: )?`(\w+)`", section("docs/performance.md", "Memory"), re.M)
+    assert len(options) >= 3 and len(knobs) >= 5
+    assert set(options + knobs) <= SETTINGS
 
 
 def test_output_shown_on_the_page_on_evaluation():
     done = subprocess.run(
-        [sys.executable, "-c", block("docs/evaluation.md", "python")],
+        [sys.executable, "-c", blocks("docs/evaluation.md", "python")[0]],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == block("docs/evaluation.md", "text")
+    assert done.stdout == blocks("docs/evaluation.md", "text")[0]
+
+
+def test_truncated_texts_for_other_scorers(tmp_path):
+    """The lines on the page write what the rows count as truncated."""
+    (tmp_path / "results").mkdir()
+    text = (ROOT / "results/tiny/tiny_base_per_task.jsonl").read_text()
+    (tmp_path / "results/tiny_base_per_task.jsonl").write_text(text)
+    program = blocks("docs/evaluation.md", "python")[1]
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    rows = [json.loads(line) for line in text.splitlines()]
+    cut = [json.loads(line) for line in (tmp_path / "results/tiny_base_cut.jsonl").read_text().splitlines()]
+    assert [row["task_id"] for row in cut] == [row["task_id"] for row in rows]
+    assert all(row["completion"].startswith(short["completion"]) for row, short in zip(rows, cut))
+    assert [len(row["completion"]) for row in cut] == [row["cut_at"] for row in rows]
+
+
+def test_own_tasks_on_the_1_3b_model():
+    """The second block is the first without what is there for the tiny model."""
+    tiny, large = blocks("docs/your_own_tasks.md", "sh")
+    flags = "model_(?:name|path) data/tiny_coder|learning_rate|max_new_tokens|batch_size|num_updates"
+    assert re.sub(rf" --(?:{flags})(?: [\d.e-]+)?(?=\s)", "", tiny) == large
 
 
 def test_own_tasks(tmp_path):
-    """The file that the page writes is sound, and its ten lines run: here with few tasks and one update."""
+    """The file that the page writes is sound, and its lines run: here with few tasks and one update."""
     for name in ("data", "sandbox.py", "sandbox_worker.py", "report.py", "report_template.html"):
         (tmp_path / name).symlink_to(ROOT / name)
     for script in ("train_sft_lora.py", "train_ppo_lora.py", "eval_humaneval.py", "compare_runs.py"):
         (tmp_path / script).symlink_to(ROOT / script)
-    program = block("docs/your_own_tasks.md", "python")
-    lines = block("docs/your_own_tasks.md", "sh").strip()
-    assert len(lines.splitlines()) == 10
+    program = blocks("docs/your_own_tasks.md", "python")[0]
+    lines = blocks("docs/your_own_tasks.md", "sh")[0].strip()
     for side, count in (("train", 12), ("test", 4)):
         rows = (ROOT / f"data/mini_{side}.jsonl").read_text().splitlines(keepends=True)
         (tmp_path / f"my_{side}.jsonl").write_text("".join(rows[:count]))
-    commands = lines.replace("--num_updates 60", "--num_updates 1").replace("96", "40")
-    assert commands.count("40") == 1 and "--num_updates 1\n" in commands
+    commands = lines.replace("--num_updates 60", "--num_updates 1").replace(" 96", " 40")
+    assert commands.count(" 40") == 4 and "--num_updates 1\n" in commands
     check = "python data/check_tasks.py my_tasks.jsonl"
     (tmp_path / "my_tasks.py").write_text(program)
     script = f"set -eux\npython my_tasks.py\n{check}\n{commands}\n"
