@@ -86,7 +86,7 @@ def test_commands_exist_with_their_flags(page):
 def test_names_exist(page):
     """Flags are of some program, VALUE=... is read by one, and `snake_case` names stand in the source."""
     text = page.read_text()
-    assert set(re.findall(r"--([a-z][\w-]*)", text)) - SETTINGS - FOREIGN == set()
+    assert set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", text)) - SETTINGS - FOREIGN == set()
     for name in re.findall(r"\b([A-Z][A-Z_]+)=\S", text):
         assert re.search(rf"\b{name}\b", SOURCE + text.replace(f"{name}=", "")), name
     names = re.findall(r"`([a-z]\w*_\w*)`", text)
