@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "docs"))
+import draw_images
 from update_lines import PAGES, updated
 
 README = (ROOT / "README.md").read_text()
@@ -137,6 +138,15 @@ def test_options_and_knobs_are_settings():
     knobs = re.findall(r"^\| (?:\w+: )?`(\w+)`", section("docs/performance.md", "Memory"), re.M)
     assert len(options) >= 3 and len(knobs) >= 5
     assert set(options + knobs) <= SETTINGS
+
+
+def test_images_are_drawn_from_their_runs(tmp_path):
+    assert {path.stem for path in (ROOT / "docs/images").iterdir()} == set(draw_images.IMAGES)
+    lines = (ROOT / "results/tiny/failures.jsonl").read_text().splitlines()
+    runs = {run["name"]: run["log"] for run in map(json.loads, lines)}
+    draw_images.draw(*draw_images.IMAGES["weak_tests"], runs, tmp_path / "weak_tests.png")
+    assert (tmp_path / "weak_tests.png").stat().st_size > 10_000
+    assert all(labels.keys() <= runs.keys() for _, labels in draw_images.IMAGES.values())
 
 
 def test_output_shown_on_the_page_on_evaluation():
