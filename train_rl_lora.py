@@ -230,7 +230,7 @@ def reinforce_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
 if __name__ == "__main__":
     # ---- setup ----------------------------------------------------------------------------------------
     if {"--samples_per_task", "group"} & set(sys.argv):
-        raise SystemExit("--samples_per_task and --baseline group have moved to train_grpo_lora.py")
+        raise SystemExit("--samples_per_task and --baseline group will be found in train_grpo_lora.py")
     cfg = parse_config(Config, free="length_penalty_alpha seed")
     tracker = None if cfg.report_to == "none" else cfg.report_to
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
