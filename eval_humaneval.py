@@ -84,7 +84,7 @@ def parse_config(config_class, free):
 
 def load_base(model_name, device):
     """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
-    dtype = torch.float32  # of the computation: the fast format on a CPU
+    dtype = torch.float32  # for the arithmetic; the fastest format on a CPU
     if device != "cpu" and torch.cuda.is_available():
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -103,12 +103,12 @@ def load_base(model_name, device):
 
 def load_adapter(adapter_dir, device, is_trainable=False):
     """(PeftModel, tokenizer) of an adapter folder on its 4-bit base; or SystemExit."""
-    if not Path(adapter_dir, "adapter_model.safetensors").is_file():  # peft would also unpickle: not here
-        raise SystemExit(f"{adapter_dir} is no adapter folder; train_sft_lora.py makes one")
+    if not Path(adapter_dir, "adapter_model.safetensors").is_file():  # peft would also take a pickle
+        raise SystemExit(f"{adapter_dir} is not an adapter folder; train_sft_lora.py makes one")
     try:
         base, tokenizer = load_base(PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path, device)
         model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
-    except Exception as error:  # another shape has a line for every weight
+    except Exception as error:  # a wrong shape is reported for every weight, hence [:300]
         raise SystemExit(f"cannot load {adapter_dir} on its base: {' '.join(str(error).split())[:300]}")
     return model, tokenizer
 
@@ -118,8 +118,8 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
     """Yield (i, completion_ids) as soon as the completion of prompt i ends.
 
     It ends with its first EOS, included, or without one after max_new_tokens. Row i of uniform, (B,
-    max_new_tokens) random numbers from [0, 1), picks its tokens by inverting the cumulative distribution,
-    so that they do not depend on the batch around it; None is greedy. SystemExit if logits are not finite.
+    max_new_tokens) random numbers from [0, 1), picks its tokens by inverting the cumulative distribution:
+    up to rounding, the batch around it plays no part. None is greedy. SystemExit if logits are not finite.
     """
     model.eval()
     batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt", verbose=False)
@@ -130,7 +130,7 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
     cached = {"use_cache": True}  # and, after the first step, the keys and values of all tokens so far
     for t in range(max_new_tokens):
         output = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **cached)
-        name = "cache" if "cache" in output else "past_key_values"  # the name before transformers 5.24
+        name = "cache" if "cache" in output else "past_key_values"  # the name until transformers 5.23
         cached[name] = output[name]
         logits = output.logits[:, -1].float() / temperature  # (running, V)
         if not logits.amax(-1).isfinite().all():

@@ -3,11 +3,11 @@
     maximise  E[ min(ratio * A, clip(ratio, 1 - clip_range, 1 + clip_range) * A) ]
     ratio  =  pi_new(completion | prompt) / pi_old(completion | prompt)
     A      =  (reward - mean) / (std + eps)      over the completions of one update
-    reward =  1 if the program passes all tests, else 0, minus length_penalty_alpha * tokens / 100
+    reward =  (1 if the program passes all tests, else 0) - length_penalty_alpha * tokens / 100
 
 One update: sample a completion for each of `batch_size` tasks, run the programs in the sandbox, then take
 `ppo_epochs` optimizer steps on the whole batch. Simplifications: no value network (the mean reward is the
-baseline), no entropy bonus, no KL term.
+baseline), no entropy bonus, no KL term, one ratio per completion (--ratio_level token: one per token).
 
     python train_ppo_lora.py --sft_model checkpoints/NAME_sft --output_dir checkpoints/NAME_ppo
 
@@ -22,7 +22,6 @@ import json
 import math
 import os
 import random
-import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -53,7 +52,7 @@ class Config:
     sft_model: str = "checkpoints/deepseek_1_3b_lora_sft_v2"  # adapter folder to start from
     output_dir: str = "checkpoints/deepseek_1_3b_lora_ppo_alpha0.01_4"
     # -- sampling --
-    max_length: int = 512  # tokens; tasks with a longer prompt are left out
+    max_length: int = 512  # tokens of a prompt; tasks with a longer one are left out
     max_new_tokens: int = 256
     temperature: float = 1.0  # also divides the logits when log-probs are scored
     top_p: float = 1.0  # below 1 the sampled distribution is no longer the scored one
@@ -67,7 +66,7 @@ class Config:
     ppo_epochs: int = 4  # optimizer steps per update
     clip_range: float = 0.2
     ratio_level: Literal["sequence", "token"] = "sequence"  # one ratio per completion, or one per token
-    target_kl: float = 0.0  # above 0: end an update before the step at which approx_kl exceeds it
+    target_kl: float = 0.0  # above 0: no more steps in an update once approx_kl (per token) exceeds it
     learning_rate: float = 5e-6
     max_grad_norm: float = 1.0
     num_updates: int = 100
@@ -96,7 +95,7 @@ def parse_config(config_class, free):
 
 def load_base(model_name, device):
     """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
-    dtype = torch.float32  # of the computation: the fast format on a CPU
+    dtype = torch.float32  # for the arithmetic; the fastest format on a CPU
     if device != "cpu" and torch.cuda.is_available():
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -115,12 +114,12 @@ def load_base(model_name, device):
 
 def load_adapter(adapter_dir, device, is_trainable=False):
     """(PeftModel, tokenizer) of an adapter folder on its 4-bit base; or SystemExit."""
-    if not Path(adapter_dir, "adapter_model.safetensors").is_file():  # peft would also unpickle: not here
-        raise SystemExit(f"{adapter_dir} is no adapter folder; train_sft_lora.py makes one")
+    if not Path(adapter_dir, "adapter_model.safetensors").is_file():  # peft would also take a pickle
+        raise SystemExit(f"{adapter_dir} is not an adapter folder; train_sft_lora.py makes one")
     try:
         base, tokenizer = load_base(PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path, device)
         model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
-    except Exception as error:  # another shape has a line for every weight
+    except Exception as error:  # a wrong shape is reported for every weight, hence [:300]
         raise SystemExit(f"cannot load {adapter_dir} on its base: {' '.join(str(error).split())[:300]}")
     return model, tokenizer
 
@@ -141,8 +140,8 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
     """Yield (i, completion_ids) as soon as the completion of prompt i ends.
 
     It ends with its first EOS, included, or without one after max_new_tokens. Row i of uniform, (B,
-    max_new_tokens) random numbers from [0, 1), picks its tokens by inverting the cumulative distribution,
-    so that they do not depend on the batch around it; None is greedy. SystemExit if logits are not finite.
+    max_new_tokens) random numbers from [0, 1), picks its tokens by inverting the cumulative distribution:
+    up to rounding, the batch around it plays no part. None is greedy. SystemExit if logits are not finite.
     """
     model.eval()
     batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt", verbose=False)
@@ -153,7 +152,7 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
     cached = {"use_cache": True}  # and, after the first step, the keys and values of all tokens so far
     for t in range(max_new_tokens):
         output = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **cached)
-        name = "cache" if "cache" in output else "past_key_values"  # the name before transformers 5.24
+        name = "cache" if "cache" in output else "past_key_values"  # the name until transformers 5.23
         cached[name] = output[name]
         logits = output.logits[:, -1].float() / temperature  # (running, V)
         if not logits.amax(-1).isfinite().all():
@@ -183,7 +182,7 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
 
 
 def rollout(model, tokenizer, sandbox, tasks, max_new_tokens, uniform=None, temperature=1.0, top_p=1.0):
-    """One sample, a dict, per task. Programs run while other completions are still being generated."""
+    """A dict per task: ids, text, gen_len, hit_token_limit, outcome. Programs run during the sampling."""
     prompt_ids = [task["prompt_ids"] for task in tasks]
     samples = [{"task_id": task["task_id"], "prompt_ids": task["prompt_ids"]} for task in tasks]
     for i, ids in generate(model, tokenizer, prompt_ids, max_new_tokens, uniform, temperature, top_p):
@@ -200,7 +199,7 @@ def completion_logprobs(model, tokenizer, samples, temperature):
     """Log-probability of every completion token, under the logits divided by the sampling temperature.
 
         ids  = [5, 6, 8, 9, eos]     mask = [1, 1, 1]    for ids[2:], where the first completion begins
-               [4, 7, 5, 3, pad]            [0, 1, 0]    from lengths: pad may be the same token as eos
+               [4, 7, 5, eos, pad]          [0, 1, 0]    from lengths: pad may be the same token as eos
 
     Returns logprobs and mask, both (B, T - shortest prompt); logprobs is 0 where mask is 0.
     """
@@ -209,7 +208,7 @@ def completion_logprobs(model, tokenizer, samples, temperature):
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)  # (B, T)
     for row, sample in zip(mask, samples):
         row[: len(sample["prompt_ids"])] = 0
-    first = min(len(sample["prompt_ids"]) for sample in samples)  # no logits are needed before
+    first = min(len(sample["prompt_ids"]) for sample in samples)  # earlier positions need no logits
     # The padding is on the right, where no real token sees it: the model needs neither mask nor positions.
     logits = model(ids, use_cache=False, logits_to_keep=ids.shape[1] - first + 1).logits[:, :-1]
     logits = logits.float() / temperature  # (B, T - first, V); logits[:, t] predicts ids[:, first + t]
@@ -231,8 +230,8 @@ def ppo_loss(logprobs: Tensor, old_logprobs, completion_mask, advantages: Tensor
     """-min(ratio * A, clip(ratio) * A), summed; eq. 7 of the PPO paper with the sign of a loss.
 
     logprobs, old_logprobs, completion_mask: (B, C); advantages: (B,). Returns the loss summed over
-    completions ("sequence") or over completion tokens ("token"), the log-ratios (B,) or (B, C), and which of
-    them the clip cut off. The caller divides by the number of completions or tokens in the whole batch.
+    completions ("sequence") or over completion tokens ("token"), the log-ratios (B,) or (B, C), and where the
+    clipped term is the smaller one. The caller divides by the completions or tokens of the whole batch.
     """
     log_ratio: Tensor = (logprobs - old_logprobs) * completion_mask
     if ratio_level == "sequence":
@@ -248,7 +247,7 @@ def ppo_loss(logprobs: Tensor, old_logprobs, completion_mask, advantages: Tensor
 if __name__ == "__main__":
     # ---- setup ----------------------------------------------------------------------------------------
     if {"--samples_per_task", "--baseline", "--kl_coef"} & set(sys.argv):
-        raise SystemExit("--samples_per_task, --baseline and --kl_coef have moved to train_grpo_lora.py")
+        raise SystemExit("--samples_per_task, --baseline and --kl_coef will be found in train_grpo_lora.py")
     cfg = parse_config(Config, free="length_penalty_alpha target_kl seed")
     tracker = None if cfg.report_to == "none" else cfg.report_to
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
@@ -267,7 +266,7 @@ if __name__ == "__main__":
     model, tokenizer = load_adapter(cfg.sft_model, device, is_trainable=True)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=cfg.learning_rate, weight_decay=0.0)
-    for task in tasks + dev_tasks:  # byte-level BPE merges a last newline with the indentation after it
+    for task in tasks + dev_tasks:  # the model writes the last newline: BPE joins it to the indentation
         task["prompt_ids"] = tokenizer(task["prompt"].rstrip())["input_ids"]
     tasks = [task for task in tasks if len(task["prompt_ids"]) <= cfg.max_length]
     if not tasks:
@@ -275,12 +274,11 @@ if __name__ == "__main__":
     order = []  # every task once before one comes again
     for n in range(math.ceil(cfg.num_updates * cfg.batch_size / len(tasks))):
         order += random.Random(f"{cfg.seed} {n}").sample(tasks, len(tasks))
-    accelerator.print(f"{len(tasks)} tasks on {device}, {cfg.num_updates} updates of {cfg.batch_size}")
 
     may_change = "output_dir num_updates micro_batch_size resume save_every report_to log_every".split()
     settings = {name: value for name, value in asdict(cfg).items() if name not in may_change}
     for path in filter(None, (cfg.train_path, cfg.dev_path, f"{cfg.sft_model}/adapter_model.safetensors")):
-        settings[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        settings[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()  # a changed file shows
     state = {"settings": settings, "update": 0, "best": -1.0, "seconds": 0.0, "log_sizes": [0, 0]}
     state_path = Path(cfg.output_dir, "state.pt")
     if cfg.resume and state_path.exists():
@@ -294,6 +292,7 @@ if __name__ == "__main__":
     if state["update"] >= cfg.num_updates:
         accelerator.print(f"{cfg.output_dir} is finished")
         sys.exit()
+    accelerator.print(f"{len(tasks)} tasks, updates {state['update'] + 1} to {cfg.num_updates} on {device}")
     sandbox = Sandbox(timeout=cfg.time_limit, tasks=tasks + dev_tasks)
     run_config = {**asdict(cfg), **settings, "method": "PPO", "sandbox": sandbox.report}
     if is_main:
@@ -303,16 +302,16 @@ if __name__ == "__main__":
             logs = [open(f"{cfg.output_dir}/{name}.jsonl", "a") for name in ("ppo_train_log", "samples")]
         except OSError as error:
             raise SystemExit(f"cannot write to --output_dir {cfg.output_dir}: {error.strerror}")
+        if state["update"] == 0:  # a new run: what an older one left must not be taken for its own
+            for name in "state.pt", "run_config.json", "best/adapter_model.safetensors":
+                Path(cfg.output_dir, name).unlink(missing_ok=True)
         for log, size in zip(logs, state["log_sizes"]):
-            log.truncate(min(size, log.tell()))  # later lines are of updates that the state does not have
-        if state["update"] == 0:  # what an older run left here must not be resumed or evaluated
-            state_path.unlink(missing_ok=True)
-            shutil.rmtree(Path(cfg.output_dir, "best"), ignore_errors=True)
+            log.truncate(min(size, log.tell()))  # drop the lines of updates after the state
     accelerator.init_trackers("ppo", asdict(cfg))
 
     # ---- training -------------------------------------------------------------------------------------
     start = time.time() - state["seconds"]
-    mine = slice(rank * cfg.batch_size // world, (rank + 1) * cfg.batch_size // world)  # of this process
+    mine = slice(rank * cfg.batch_size // world, (rank + 1) * cfg.batch_size // world)  # this rank's share
     for update in tqdm(range(state["update"] + 1, cfg.num_updates + 1), disable=None if is_main else True):
         # ---- rollout: random numbers belong to a completion, whichever process samples it ----
         batch = order[(update - 1) * cfg.batch_size : update * cfg.batch_size]
@@ -330,22 +329,22 @@ if __name__ == "__main__":
         for sample, reward, advantage in zip(samples, rewards.tolist(), advantages.tolist()):
             sample |= {"update": update, "reward": reward, "advantage": advantage}
 
-        # ---- update: the model stays in eval mode, as with dropout no ratio would be 1 ----
-        my_samples = samples[mine]  # sorted by length: little padding
-        my_samples.sort(key=lambda s: (len(s["prompt_ids"]) + s["gen_len"], s["prompt_ids"]))
+        # ---- update: still in eval mode, set by generate; with dropout no ratio would be 1 ----
+        my_samples = samples[mine]
+        my_samples.sort(key=lambda s: (len(s["prompt_ids"]) + s["gen_len"], s["prompt_ids"]))  # less padding
         firsts = range(0, len(my_samples), cfg.micro_batch_size)
         mbs = [my_samples[first : first + cfg.micro_batch_size] for first in firsts]
-        old_logprobs = {}  # of each micro-batch, (mb, C)
+        old_logprobs = {}  # k: log-probs of micro-batch k under pi_old, (mb, C); from the first epoch
         num_tokens = gen_len.sum().item()
         count = cfg.batch_size if cfg.ratio_level == "sequence" else num_tokens
-        epochs = []  # stats of each
+        epoch_stats = []
         for epoch in range(cfg.ppo_epochs if advantages.any() else 0):
             optimizer.zero_grad()
             sums = torch.zeros(4, device=device)  # loss, clipped ratios, KL, -log-probs
             max_log_ratio = torch.zeros((), device=device)
             for k, mb in enumerate(mbs):
                 logprobs, mask = completion_logprobs(model, tokenizer, mb, cfg.temperature)  # (mb, C)
-                old = old_logprobs.setdefault(k, logprobs.detach())  # epoch 0: the same numbers, ratio 1
+                old = old_logprobs.setdefault(k, logprobs.detach())  # set in epoch 0, where the ratio is 1
                 A = torch.tensor([sample["advantage"] for sample in mb], device=device)  # (mb,)
                 loss, log_ratio, clipped = ppo_loss(logprobs, old, mask, A, cfg.clip_range, cfg.ratio_level)
                 (loss / count).backward()  # per micro-batch, so that only one graph is in memory
@@ -355,13 +354,13 @@ if __name__ == "__main__":
                 max_log_ratio = max_log_ratio.maximum(log_ratio.abs().max())
             for p in trainable:  # a sum over processes: each has divided by the count of all
                 p.grad = accelerator.reduce(p.grad, "sum")
-            loss, clipped, kl, entropy = accelerator.reduce(sums, "sum").tolist()
+            loss, clipped, kl, nll = accelerator.reduce(sums, "sum").tolist()
             grad_norm = torch.nn.utils.clip_grad_norm_(trainable, cfg.max_grad_norm).item()
             stats = {"loss": loss / count, "clip_frac": clipped / count, "grad_norm": grad_norm}
-            stats |= {"approx_kl": kl / num_tokens, "entropy_estimate": entropy / num_tokens}
+            stats |= {"approx_kl": kl / num_tokens, "entropy_estimate": nll / num_tokens}
             stats["max_log_ratio"] = accelerator.reduce(max_log_ratio, "max").item()
-            epochs.append(stats)
-            if not math.isfinite(loss + grad_norm) or 0 < cfg.target_kl < stats["approx_kl"]:
+            epoch_stats.append(stats)
+            if not math.isfinite(stats["loss"] + grad_norm) or 0 < cfg.target_kl < stats["approx_kl"]:
                 break  # without this step
             optimizer.step()
 
@@ -371,18 +370,18 @@ if __name__ == "__main__":
             "update": update,
             "batch_size": cfg.batch_size,
             "avg_reward": rewards.mean().item(),
-            "avg_base_reward": passed.mean().item(),
+            "avg_base_reward": passed.mean().item(),  # pass rate
             "avg_gen_len": gen_len.mean().item(),
             "hit_token_limit": sum(sample["hit_token_limit"] for sample in samples) / cfg.batch_size,
-            "sign_by_length": by_length.float().mean().item(),  # share of advantages that length alone turned
+            "sign_by_length": by_length.float().mean().item(),  # share of advantages that length alone set
             "sandbox_errors": sum(sample["outcome"] == "error" for sample in samples),
-            "epochs": len(epochs),
+            "epochs": len(epoch_stats),  # the last one takes no step if it ends at target_kl
             "seconds": time.time() - start,
         }
         for name in "loss", "clip_frac", "grad_norm":  # means over the epochs
-            row[name] = sum(stats[name] for stats in epochs) / max(len(epochs), 1)
-        for name in "approx_kl", "max_log_ratio", "entropy_estimate":
-            row[name] = max((stats[name] for stats in epochs), default=0.0)
+            row[name] = sum(stats[name] for stats in epoch_stats) / max(len(epoch_stats), 1)
+        for name in "approx_kl", "max_log_ratio", "entropy_estimate":  # maxima
+            row[name] = max((stats[name] for stats in epoch_stats), default=0.0)
         is_last = update == cfg.num_updates
         if dev_tasks and (update % cfg.eval_every == 0 or is_last):
             dev_passed = []
@@ -399,7 +398,7 @@ if __name__ == "__main__":
         if not is_main:
             continue
         for sample in samples:
-            del sample["prompt_ids"], sample["completion_ids"]
+            del sample["prompt_ids"], sample["completion_ids"]  # not for the log
         for log, lines in zip(logs, ([row], samples)):
             log.writelines(json.dumps(line) + "\n" for line in lines)
             log.flush()
@@ -407,17 +406,17 @@ if __name__ == "__main__":
             shown = "avg_reward avg_base_reward avg_gen_len hit_token_limit clip_frac approx_kl seconds"
             values = "  ".join(f"{name} {row[name]:<6.3g}" for name in shown.split())
             tqdm.write(f"update {update:<4d}  {values}")
-        if not epochs:
+        if not epoch_stats:
             tqdm.write("warning: all rewards equal, nothing to learn: raise --temperature or --batch_size")
-        elif not math.isfinite(loss + grad_norm):
+        elif not math.isfinite(row["loss"] + row["grad_norm"]):
             tqdm.write("warning: the gradient is not finite, the step is skipped: lower --learning_rate")
 
-        # ---- save: a run that is killed goes on from the state, whose adapter is already in its folder ----
+        # ---- save: the adapter, then state.pt in one step; --resume reads only state.pt ----
         if update % cfg.save_every == 0 or is_last:
             run_config |= {"update": update, "finished": is_last}
             save_adapter(model, tokenizer, cfg.output_dir, run_config)
             state |= {"update": update, "seconds": row["seconds"], "log_sizes": [log.tell() for log in logs]}
             torch.save(state | {"lora": trainable, "optimizer": optimizer.state_dict()}, f"{state_path}.tmp")
-            os.replace(f"{state_path}.tmp", state_path)  # in one step: the old state or the new one
+            os.replace(f"{state_path}.tmp", state_path)  # a kill leaves the old state or the new one
     accelerator.end_training()
     sandbox.close()

@@ -1,7 +1,7 @@
 """Train a code model by REINFORCE (Williams 1992, doi:10.1007/BF00992696) with a length penalty.
 
     minimise  -(reward - baseline) * sum of log pi(token | prompt, tokens before)      averaged over the batch
-    reward =  1 if the program passes all tests, else 0, minus length_penalty_alpha * tokens / 100
+    reward =  (1 if the program passes all tests, else 0) - length_penalty_alpha * tokens / 100
 
 One step: sample a completion for each of `batch_size` tasks, run the programs in the sandbox, take one
 optimizer step. No KL term, no value network. The baseline is 0 (a wrong program is pushed down by its length
@@ -19,7 +19,6 @@ import json
 import math
 import os
 import random
-import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -50,7 +49,7 @@ class Config:
     sft_model: str = "checkpoints/deepseek_1_3b_lora_sft_v2"  # adapter folder to start from
     output_dir: str = "checkpoints/deepseek_1_3b_lora_rl_alpha0.01_100"
     # -- sampling --
-    max_length: int = 512  # tokens; tasks with a longer prompt are left out
+    max_length: int = 512  # tokens of a prompt; tasks with a longer one are left out
     max_new_tokens: int = 256
     temperature: float = 1.0  # also divides the logits when log-probs are scored
     top_p: float = 1.0  # below 1 the sampled distribution is no longer the scored one
@@ -90,7 +89,7 @@ def parse_config(config_class, free):
 
 def load_base(model_name, device):
     """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
-    dtype = torch.float32  # of the computation: the fast format on a CPU
+    dtype = torch.float32  # for the arithmetic; the fastest format on a CPU
     if device != "cpu" and torch.cuda.is_available():
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -109,12 +108,12 @@ def load_base(model_name, device):
 
 def load_adapter(adapter_dir, device, is_trainable=False):
     """(PeftModel, tokenizer) of an adapter folder on its 4-bit base; or SystemExit."""
-    if not Path(adapter_dir, "adapter_model.safetensors").is_file():  # peft would also unpickle: not here
-        raise SystemExit(f"{adapter_dir} is no adapter folder; train_sft_lora.py makes one")
+    if not Path(adapter_dir, "adapter_model.safetensors").is_file():  # peft would also take a pickle
+        raise SystemExit(f"{adapter_dir} is not an adapter folder; train_sft_lora.py makes one")
     try:
         base, tokenizer = load_base(PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path, device)
         model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
-    except Exception as error:  # another shape has a line for every weight
+    except Exception as error:  # a wrong shape is reported for every weight, hence [:300]
         raise SystemExit(f"cannot load {adapter_dir} on its base: {' '.join(str(error).split())[:300]}")
     return model, tokenizer
 
@@ -135,8 +134,8 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
     """Yield (i, completion_ids) as soon as the completion of prompt i ends.
 
     It ends with its first EOS, included, or without one after max_new_tokens. Row i of uniform, (B,
-    max_new_tokens) random numbers from [0, 1), picks its tokens by inverting the cumulative distribution,
-    so that they do not depend on the batch around it; None is greedy. SystemExit if logits are not finite.
+    max_new_tokens) random numbers from [0, 1), picks its tokens by inverting the cumulative distribution:
+    up to rounding, the batch around it plays no part. None is greedy. SystemExit if logits are not finite.
     """
     model.eval()
     batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt", verbose=False)
@@ -147,7 +146,7 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
     cached = {"use_cache": True}  # and, after the first step, the keys and values of all tokens so far
     for t in range(max_new_tokens):
         output = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **cached)
-        name = "cache" if "cache" in output else "past_key_values"  # the name before transformers 5.24
+        name = "cache" if "cache" in output else "past_key_values"  # the name until transformers 5.23
         cached[name] = output[name]
         logits = output.logits[:, -1].float() / temperature  # (running, V)
         if not logits.amax(-1).isfinite().all():
@@ -177,7 +176,7 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
 
 
 def rollout(model, tokenizer, sandbox, tasks, max_new_tokens, uniform=None, temperature=1.0, top_p=1.0):
-    """One sample, a dict, per task. Programs run while other completions are still being generated."""
+    """A dict per task: ids, text, gen_len, hit_token_limit, outcome. Programs run during the sampling."""
     prompt_ids = [task["prompt_ids"] for task in tasks]
     samples = [{"task_id": task["task_id"], "prompt_ids": task["prompt_ids"]} for task in tasks]
     for i, ids in generate(model, tokenizer, prompt_ids, max_new_tokens, uniform, temperature, top_p):
@@ -194,7 +193,7 @@ def completion_logprobs(model, tokenizer, samples, temperature):
     """Log-probability of every completion token, under the logits divided by the sampling temperature.
 
         ids  = [5, 6, 8, 9, eos]     mask = [1, 1, 1]    for ids[2:], where the first completion begins
-               [4, 7, 5, 3, pad]            [0, 1, 0]    from lengths: pad may be the same token as eos
+               [4, 7, 5, eos, pad]          [0, 1, 0]    from lengths: pad may be the same token as eos
 
     Returns logprobs and mask, both (B, T - shortest prompt); logprobs is 0 where mask is 0.
     """
@@ -203,7 +202,7 @@ def completion_logprobs(model, tokenizer, samples, temperature):
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)  # (B, T)
     for row, sample in zip(mask, samples):
         row[: len(sample["prompt_ids"])] = 0
-    first = min(len(sample["prompt_ids"]) for sample in samples)  # no logits are needed before
+    first = min(len(sample["prompt_ids"]) for sample in samples)  # earlier positions need no logits
     # The padding is on the right, where no real token sees it: the model needs neither mask nor positions.
     logits = model(ids, use_cache=False, logits_to_keep=ids.shape[1] - first + 1).logits[:, :-1]
     logits = logits.float() / temperature  # (B, T - first, V); logits[:, t] predicts ids[:, first + t]
@@ -231,7 +230,7 @@ def reinforce_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
 if __name__ == "__main__":
     # ---- setup ----------------------------------------------------------------------------------------
     if {"--samples_per_task", "group"} & set(sys.argv):
-        raise SystemExit("--samples_per_task and --baseline group have moved to train_grpo_lora.py")
+        raise SystemExit("--samples_per_task and --baseline group will be found in train_grpo_lora.py")
     cfg = parse_config(Config, free="length_penalty_alpha seed")
     tracker = None if cfg.report_to == "none" else cfg.report_to
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
@@ -250,7 +249,7 @@ if __name__ == "__main__":
     model, tokenizer = load_adapter(cfg.sft_model, device, is_trainable=True)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=cfg.learning_rate, weight_decay=0.0)
-    for task in tasks + dev_tasks:  # byte-level BPE merges a last newline with the indentation after it
+    for task in tasks + dev_tasks:  # the model writes the last newline: BPE joins it to the indentation
         task["prompt_ids"] = tokenizer(task["prompt"].rstrip())["input_ids"]
     tasks = [task for task in tasks if len(task["prompt_ids"]) <= cfg.max_length]
     if not tasks:
@@ -258,12 +257,11 @@ if __name__ == "__main__":
     order = []  # every task once before one comes again
     for n in range(math.ceil(cfg.num_steps * cfg.batch_size / len(tasks))):
         order += random.Random(f"{cfg.seed} {n}").sample(tasks, len(tasks))
-    accelerator.print(f"{len(tasks)} tasks on {device}, {cfg.num_steps} steps of {cfg.batch_size}")
 
     may_change = "output_dir num_steps micro_batch_size resume save_every report_to log_every".split()
     settings = {name: value for name, value in asdict(cfg).items() if name not in may_change}
     for path in filter(None, (cfg.train_path, cfg.dev_path, f"{cfg.sft_model}/adapter_model.safetensors")):
-        settings[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        settings[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()  # a changed file shows
     state = {"settings": settings, "step": 0, "best": -1.0, "seconds": 0.0, "log_sizes": [0, 0]}
     state_path = Path(cfg.output_dir, "state.pt")
     if cfg.resume and state_path.exists():
@@ -277,6 +275,7 @@ if __name__ == "__main__":
     if state["step"] >= cfg.num_steps:
         accelerator.print(f"{cfg.output_dir} is finished")
         sys.exit()
+    accelerator.print(f"{len(tasks)} tasks, steps {state['step'] + 1} to {cfg.num_steps} on {device}")
     sandbox = Sandbox(timeout=cfg.time_limit, tasks=tasks + dev_tasks)
     run_config = {**asdict(cfg), **settings, "method": "REINFORCE", "sandbox": sandbox.report}
     if is_main:
@@ -286,16 +285,16 @@ if __name__ == "__main__":
             logs = [open(f"{cfg.output_dir}/{name}.jsonl", "a") for name in ("rl_train_log", "samples")]
         except OSError as error:
             raise SystemExit(f"cannot write to --output_dir {cfg.output_dir}: {error.strerror}")
+        if state["step"] == 0:  # a new run: what an older one left must not be taken for its own
+            for name in "state.pt", "run_config.json", "best/adapter_model.safetensors":
+                Path(cfg.output_dir, name).unlink(missing_ok=True)
         for log, size in zip(logs, state["log_sizes"]):
-            log.truncate(min(size, log.tell()))  # later lines are of steps that the state does not have
-        if state["step"] == 0:  # what an older run left here must not be resumed or evaluated
-            state_path.unlink(missing_ok=True)
-            shutil.rmtree(Path(cfg.output_dir, "best"), ignore_errors=True)
+            log.truncate(min(size, log.tell()))  # drop the lines of steps after the state
     accelerator.init_trackers("reinforce", asdict(cfg))
 
     # ---- training -------------------------------------------------------------------------------------
     start = time.time() - state["seconds"]
-    mine = slice(rank * cfg.batch_size // world, (rank + 1) * cfg.batch_size // world)  # of this process
+    mine = slice(rank * cfg.batch_size // world, (rank + 1) * cfg.batch_size // world)  # this rank's share
     for step in tqdm(range(state["step"] + 1, cfg.num_steps + 1), disable=None if is_main else True):
         # ---- rollout: random numbers belong to a completion, whichever process samples it ----
         batch = order[(step - 1) * cfg.batch_size : step * cfg.batch_size]
@@ -313,9 +312,9 @@ if __name__ == "__main__":
         for sample, reward, advantage in zip(samples, rewards.tolist(), advantages.tolist()):
             sample |= {"step": step, "reward": reward, "advantage": advantage}
 
-        # ---- update: the model stays in eval mode, without dropout, as in the rollout ----
-        my_samples = [s for s in samples[mine] if s["advantage"] != 0]  # sorted by length: little padding
-        my_samples.sort(key=lambda s: (len(s["prompt_ids"]) + s["gen_len"], s["prompt_ids"]))
+        # ---- update: still in eval mode, set by generate, without dropout ----
+        my_samples = [s for s in samples[mine] if s["advantage"] != 0]  # the others have no gradient
+        my_samples.sort(key=lambda s: (len(s["prompt_ids"]) + s["gen_len"], s["prompt_ids"]))  # less padding
         optimizer.zero_grad()
         sums = torch.zeros(3, device=device)  # loss, -log-probs, tokens
         for first in range(0, len(my_samples), cfg.micro_batch_size):
@@ -327,7 +326,7 @@ if __name__ == "__main__":
             sums += torch.stack([loss.detach(), -logprobs.detach().sum(), mask.sum()])
         for p in trainable:  # a sum over processes: each has divided by the count of all
             p.grad = accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, "sum")
-        loss, entropy, num_tokens = accelerator.reduce(sums, "sum").tolist()
+        loss, nll, num_tokens = accelerator.reduce(sums, "sum").tolist()
         grad_norm = torch.nn.utils.clip_grad_norm_(trainable, cfg.max_grad_norm).item()
         if advantages.any() and math.isfinite(loss + grad_norm):
             optimizer.step()
@@ -337,14 +336,14 @@ if __name__ == "__main__":
             "step": step,
             "batch_size": cfg.batch_size,
             "reward": rewards.mean().item(),
-            "base_reward": passed.mean().item(),
+            "base_reward": passed.mean().item(),  # pass rate
             "length_penalty": (passed - rewards).mean().item(),
             "gen_len": gen_len.mean().item(),
             "hit_token_limit": sum(sample["hit_token_limit"] for sample in samples) / cfg.batch_size,
             "sandbox_errors": sum(sample["outcome"] == "error" for sample in samples),
             "loss": loss,
             "grad_norm": grad_norm,
-            "entropy_estimate": entropy / max(num_tokens, 1),  # of the completions that have a gradient
+            "entropy_estimate": nll / max(num_tokens, 1),  # of the completions that have a gradient
             "seconds": time.time() - start,
         }
         is_last = step == cfg.num_steps
@@ -363,7 +362,7 @@ if __name__ == "__main__":
         if not is_main:
             continue
         for sample in samples:
-            del sample["prompt_ids"], sample["completion_ids"]
+            del sample["prompt_ids"], sample["completion_ids"]  # not for the log
         for log, lines in zip(logs, ([row], samples)):
             log.writelines(json.dumps(line) + "\n" for line in lines)
             log.flush()
@@ -376,12 +375,12 @@ if __name__ == "__main__":
         elif not math.isfinite(loss + grad_norm):
             tqdm.write("warning: the gradient is not finite, the step is skipped: lower --learning_rate")
 
-        # ---- save: a run that is killed goes on from the state, whose adapter is already in its folder ----
+        # ---- save: the adapter, then state.pt in one step; --resume reads only state.pt ----
         if step % cfg.save_every == 0 or is_last:
             run_config |= {"step": step, "finished": is_last}
             save_adapter(model, tokenizer, cfg.output_dir, run_config)
             state |= {"step": step, "seconds": row["seconds"], "log_sizes": [log.tell() for log in logs]}
             torch.save(state | {"lora": trainable, "optimizer": optimizer.state_dict()}, f"{state_path}.tmp")
-            os.replace(f"{state_path}.tmp", state_path)  # in one step: the old state or the new one
+            os.replace(f"{state_path}.tmp", state_path)  # a kill leaves the old state or the new one
     accelerator.end_training()
     sandbox.close()

@@ -83,7 +83,7 @@ def parse_config(config_class, free):
 
 def load_base(model_name, device):
     """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
-    dtype = torch.float32  # of the computation: the fast format on a CPU
+    dtype = torch.float32  # for the arithmetic; the fastest format on a CPU
     if device != "cpu" and torch.cuda.is_available():
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -204,9 +204,10 @@ if __name__ == "__main__":
             log = open(f"{cfg.output_dir}/sft_train_log.jsonl", "a")
         except OSError as error:
             raise SystemExit(f"cannot write to --output_dir {cfg.output_dir}: {error.strerror}")
-        log.truncate(min(state["log_size"], log.tell()))  # later lines are of steps the state does not have
-        if state["step"] == 0:  # what an older run left here must not be resumed
+        if state["step"] == 0:  # a new run: what an older one left must not be taken for its own
             state_path.unlink(missing_ok=True)
+            Path(cfg.output_dir, "run_config.json").unlink(missing_ok=True)
+        log.truncate(min(state["log_size"], log.tell()))  # drop the lines of steps after the state
     accelerator.init_trackers("sft", asdict(cfg))
 
     # ---- training -------------------------------------------------------------------------------------
@@ -248,12 +249,12 @@ if __name__ == "__main__":
         if not math.isfinite(loss + grad_norm):
             tqdm.write("warning: the gradient is not finite, the step is skipped: lower --learning_rate")
 
-        # ---- save: a run that is killed goes on from the state, whose adapter is already in its folder ----
+        # ---- save: the adapter, then state.pt in one step; --resume reads only state.pt ----
         is_last = step == num_steps
         if step % cfg.save_every == 0 or is_last:
             run_config |= {"step": step, "finished": is_last}
             save_adapter(model, tokenizer, cfg.output_dir, run_config)
             state |= {"step": step, "seconds": row["seconds"], "log_size": log.tell()}
             torch.save(state | {"lora": trainable, "optimizer": optimizer.state_dict()}, f"{state_path}.tmp")
-            os.replace(f"{state_path}.tmp", state_path)  # in one step: the old state or the new one
+            os.replace(f"{state_path}.tmp", state_path)  # a kill leaves the old state or the new one
     accelerator.end_training()

@@ -1,4 +1,4 @@
-"""EvalPlus's own scorer on the solutions that eval_humaneval.py exports.
+"""EvalPlus's own scorer on completions as eval_humaneval.py writes them.
 
 Its tasks are on GitHub alone, so it gets some of ours, in its form.
 For this test: pip install --no-deps evalplus==0.3.1 appdirs tempdir wget tree-sitter tree-sitter-python
@@ -13,7 +13,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from sandbox import Sandbox, program, read_tasks, reference, score
+from sandbox import Sandbox, read_tasks, reference, score
 
 SWAPS = {" + ": " - ", " == ": " != ", " < ": " <= ", " > ": " >= ", "True": "False", "1": "2"}
 SAME_FOR_BOTH = (  # bodies of a wrapper of the right function; 4.0 == 4, but (4,) != [4]
@@ -51,18 +51,18 @@ def test_evalplus_gives_the_same_verdicts(tmp_path):
     pairs = [(task, text) for task in tasks for text in completions(task)]
     with Sandbox(timeout=3.0) as sandbox:
         ours = score(sandbox, [task for task, _ in pairs], [text for _, text in pairs])
-    solutions = [{"task_id": task["task_id"], "solution": program(task, text)} for task, text in pairs]
+    rows = [{"task_id": task["task_id"], "sample": 0, "completion": text} for task, text in pairs]
     write(tmp_path / "tasks.jsonl", map(in_evalplus_form, tasks))
-    write(tmp_path / "x_solutions.jsonl", solutions)
+    write(tmp_path / "x_per_task.jsonl", rows)
     command = [f"{os.path.dirname(sys.executable)}/evalplus.evaluate", "--dataset=humaneval"]
-    command += [f"--samples={tmp_path}/x_solutions.jsonl", f"--parallel={os.cpu_count()}"]
+    command += [f"--samples={tmp_path}/x_per_task.jsonl", f"--parallel={os.cpu_count()}"]
     command += ["--min_time_limit=9"]  # 1 s is short on a busy machine
     paths = {"HUMANEVAL_OVERRIDE_PATH": f"{tmp_path}/tasks.jsonl", "XDG_CACHE_HOME": f"{tmp_path}/cache"}
     done = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "x_solutions_eval_results.json").read_text())["eval"]
+    results = json.loads((tmp_path / "x_per_task_eval_results.json").read_text())["eval"]
     theirs = [row for task in tasks for row in results[task["task_id"]]]  # in the order of the samples
-    assert [row["solution"] for row in theirs] == [row["solution"] for row in solutions]
+    assert [row["solution"] for row in theirs] == [task["prompt"] + text for task, text in pairs]
     different = [
         (mine, row)
         for mine, row in zip(ours, theirs, strict=True)
