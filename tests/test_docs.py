@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 SCRIPT_OF = {"sft": "train_sft_lora.py", "reinforce": "train_rl_lora.py", "ppo": "train_ppo_lora.py"}
 ALGORITHMS = [f"docs/{name}.md" for name in SCRIPT_OF]
 HEADINGS = "Idea, Equation, Pseudo-code, Usage, Logged metrics, Implementation details, Results, Known limits"
-COMMANDS = re.compile(r"(?:python|sh) [\w/]+\.(?:py|sh)[^`\n|&]*")
+COMMANDS = re.compile(r"(?:python|sh) [\w/]+\.(?:py|sh)(?:\\\n|[^`\n|&])*")
 MADE_BY_A_RUN = re.compile(
     r"checkpoints/|results/|data/(?:humaneval|weak)|HumanEval|my_|samples|\w+_log\.jsonl"
 )
