@@ -26,7 +26,7 @@ MADE_BY_A_RUN = re.compile(
 FOREIGN = {"no-deps", "num_processes", "problem_file", "dataset", "samples", "find_zero"}  # other programs'
 SOURCES = [
     path
-    for pattern in ("*.py", "*.sh", "data/*.py", "benchmarks/*.py", "tests/*.py", ".ci/run")
+    for pattern in ("*.py", "*.sh", "data/*.py", "benchmarks/*.py", ".ci/run")
     for path in sorted(ROOT.glob(pattern))
     if path.name != "test_docs.py"
 ]
