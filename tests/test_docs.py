@@ -28,9 +28,9 @@ SOURCES = [
     path
     for pattern in ("*.py", "*.sh", "data/*.py", "benchmarks/*.py", ".ci/run")
     for path in sorted(ROOT.glob(pattern))
-    if path.name != "test_docs.py"
 ]
 SOURCE = "\n".join(path.read_text() for path in SOURCES)
+TESTS = "\n".join(path.read_text() for path in sorted(ROOT.glob("tests/*.py")))
 SETTINGS = set(re.findall(r"^    (\w+): |\"--(\w+)\"", SOURCE, re.M))
 SETTINGS = {name for pair in SETTINGS for name in pair if name}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -89,7 +89,7 @@ def test_names_exist(page):
     text = page.read_text()
     assert set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", text)) - SETTINGS - FOREIGN == set()
     for name in re.findall(r"\b([A-Z][A-Z_]+)=\S", text):
-        assert re.search(rf"\b{name}\b", SOURCE + text.replace(f"{name}=", "")), name
+        assert re.search(rf"\b{name}\b", SOURCE + TESTS + text.replace(f"{name}=", "")), name
     names = re.findall(r"`([a-z]\w*_\w*)`", text)
     assert {name for name in names if not re.search(rf"\b{name}\b", SOURCE)} - FOREIGN == set()
 
