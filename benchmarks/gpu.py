@@ -25,6 +25,7 @@ import tempfile
 import time
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -44,10 +45,10 @@ def architecture(tiny):
     """LlamaConfig of deepseek-coder-1.3b, or of 2 small layers."""
     from transformers import LlamaConfig
 
-    names = "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"
-    sizes = dict(zip(names, (64, 2, 2, 128) if tiny else (2048, 24, 16, 5504)))
+    names = "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"
+    sizes = dict(zip(names, (64, 2, 2, 128, 2048) if tiny else (2048, 24, 16, 5504, 32256)))
     rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 100_000.0}
-    ids = {"vocab_size": 32256, "bos_token_id": 0, "eos_token_id": 1}
+    ids = {"bos_token_id": 0, "eos_token_id": 1}
     return LlamaConfig(**sizes, **ids, rope_parameters=rope, max_position_embeddings=16384)
 
 
@@ -81,18 +82,24 @@ def sft(folder, tiny):
     return {"seconds": durations(rows), "loss": [row["loss"] for row in rows]}
 
 
+def pass_every_second():
+    """A start_scoring for sandbox.py whose every second program has passed, after it was run."""
+    from sandbox import job
+
+    outcomes = cycle(["passed", "failed"])
+
+    def start_scoring(box, task, completion):
+        outcome = next(outcomes)  # now: the workers end in any order
+        return box.pool.submit(lambda: replace(box.check(*job(task, completion)), outcome=outcome))
+
+    return start_scoring
+
+
 def reinforcement(name, count, folder, tiny):
     """Seconds per update of train_rl_lora.py or train_ppo_lora.py."""
     import sandbox
 
-    calls = []
-
-    def pass_every_second(box, task, completion):
-        calls.append(completion)
-        outcome = ("failed", "passed")[len(calls) % 2]
-        return box.pool.submit(lambda: replace(box.check(*sandbox.job(task, completion)), outcome=outcome))
-
-    sandbox.start_scoring = pass_every_second  # the preflight does not use it
+    sandbox.start_scoring = pass_every_second()  # the preflight does not use it
     flags = {"sft_model": f"{folder}/adapter", "train_path": f"{folder}/rl.jsonl", count: UPDATES}
     flags |= {"output_dir": f"{folder}/{name}"} | ({"max_new_tokens": 16} if tiny else {})
     rows = run_script(f"train_{name}_lora.py", flags)
