@@ -291,7 +291,7 @@ if __name__ == "__main__":
     if unfinished.exists():
         try:
             size = unfinished.read_bytes().rfind(b"\n") + 1
-            before, *lines = map(json.loads, unfinished.read_bytes()[:size].splitlines() or ["{}"])
+            before, *lines = map(json.loads, unfinished.read_bytes()[:size].splitlines() or [b"{}"])
             rows = {(row["task_id"], row["sample"]): {name: row[name] for name in GENERATED} for row in lines}
             changed = [name for name, value in {**identity, **protocol}.items() if before.get(name) != value]
         except (ValueError, LookupError, TypeError, AttributeError) as error:

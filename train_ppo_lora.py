@@ -279,7 +279,7 @@ if __name__ == "__main__":
     settings = {name: value for name, value in asdict(cfg).items() if name not in may_change}
     for path in filter(None, (cfg.train_path, cfg.dev_path, f"{cfg.sft_model}/adapter_model.safetensors")):
         settings[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()  # a changed file shows
-    state = {"settings": settings, "update": 0, "best": -1.0, "seconds": 0.0, "log_sizes": [0, 0]}
+    state: dict = {"settings": settings, "update": 0, "best": -1.0, "seconds": 0.0, "log_sizes": [0, 0]}
     state_path = Path(cfg.output_dir, "state.pt")
     if cfg.resume and state_path.exists():
         state = torch.load(state_path, map_location="cpu", weights_only=True)  # runs no code from the file

@@ -229,7 +229,7 @@ def reinforce_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
 
 if __name__ == "__main__":
     # ---- setup ----------------------------------------------------------------------------------------
-    if {"--samples_per_task", "group"} & set(sys.argv):
+    if "--samples_per_task" in sys.argv or "--baseline group" in " ".join(sys.argv):
         raise SystemExit("--samples_per_task and --baseline group will be found in train_grpo_lora.py")
     cfg = parse_config(Config, free="length_penalty_alpha seed")
     tracker = None if cfg.report_to == "none" else cfg.report_to
@@ -262,7 +262,7 @@ if __name__ == "__main__":
     settings = {name: value for name, value in asdict(cfg).items() if name not in may_change}
     for path in filter(None, (cfg.train_path, cfg.dev_path, f"{cfg.sft_model}/adapter_model.safetensors")):
         settings[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()  # a changed file shows
-    state = {"settings": settings, "step": 0, "best": -1.0, "seconds": 0.0, "log_sizes": [0, 0]}
+    state: dict = {"settings": settings, "step": 0, "best": -1.0, "seconds": 0.0, "log_sizes": [0, 0]}
     state_path = Path(cfg.output_dir, "state.pt")
     if cfg.resume and state_path.exists():
         state = torch.load(state_path, map_location="cpu", weights_only=True)  # runs no code from the file

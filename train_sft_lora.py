@@ -183,7 +183,7 @@ if __name__ == "__main__":
     settings = {name: value for name, value in asdict(cfg).items() if name not in may_change}
     settings |= {"rows_per_step": rows_per_step}
     settings[cfg.train_path] = hashlib.sha256(Path(cfg.train_path).read_bytes()).hexdigest()
-    state = {"settings": settings, "step": 0, "seconds": 0.0, "log_size": 0}
+    state: dict = {"settings": settings, "step": 0, "seconds": 0.0, "log_size": 0}
     state_path = Path(cfg.output_dir, "state.pt")
     if cfg.resume and state_path.exists():
         state = torch.load(state_path, map_location="cpu", weights_only=True)  # runs no code from the file
