@@ -447,6 +447,28 @@ def test_rows_are_written_while_the_run_goes_on(folder, monkeypatch):
     assert len(found["todo"]) == 1
 
 
+def test_interrupted_twice(interrupted, monkeypatch):
+    """What is appended to a file with half a line at its end can be read again."""
+    folder, text = interrupted
+    unfinished = folder / "results/base_unfinished.jsonl"
+    whole = (folder / "results/base_per_task.jsonl").read_text()
+    header, *rows = text.splitlines(keepends=True)
+    unfinished.write_text(header + rows[0] + rows[1][:40])
+
+    def start(sandbox, task, completion):
+        if unfinished.read_text().count("\n") > 3:  # the header, an old row, two new ones
+            raise KeyboardInterrupt
+        return start_scoring(sandbox, task, completion)
+
+    monkeypatch.setattr("sandbox.start_scoring", start)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(folder, "--resume", "true")
+    monkeypatch.undo()
+    found = evaluate(folder, "--resume", "true")
+    assert len(found["todo"]) == 3
+    assert (folder / "results/base_per_task.jsonl").read_text() == whole
+
+
 REFUSED = {
     "no header": lambda text: text.split("\n", 1)[1],
     "not JSON": lambda text: text.replace("{", "", 1),
