@@ -1,5 +1,6 @@
 import fcntl
 import io
+import json
 import os
 import runpy
 import subprocess
@@ -31,6 +32,36 @@ def pytest_runtest_protocol(item, nextitem):
     finally:
         if not (is_alone(item) and is_alone(nextitem)):
             fcntl.flock(LOCK, fcntl.LOCK_UN)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder, made once for all workers: tasks and sft/, an adapter by the script's real command line.
+
+    train.jsonl has 24 short tasks, so that many are solved; dev.jsonl has 6 of them, test.jsonl 8 others.
+    sft.out and sft.err are what the script printed. Nothing may be changed here: copy what you change.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "sft/run_config.json").is_file():
+            tasks = {}
+            for side in "train", "test":
+                lines = (ROOT / f"data/mini_{side}.jsonl").read_text().splitlines(keepends=True)
+                tasks[side] = sorted(lines, key=lambda line: len(json.loads(line)["prompt"] + line))
+            parts = {"train": tasks["train"][:24], "dev": tasks["train"][2:8], "test": tasks["test"][:8]}
+            for name, part in parts.items():
+                (folder / f"{name}.jsonl").write_text("".join(part))
+            command = f"train_sft_lora.py --train_path {folder}/train.jsonl --output_dir {folder}/sft"
+            command += f" --model_name {ROOT}/data/tiny_coder --max_steps 8 --learning_rate 2e-3"
+            command += " --per_device_train_batch_size 8 --gradient_accumulation_steps 1"
+            with open(folder / "sft.out", "w") as out, open(folder / "sft.err", "w") as err:
+                subprocess.run(
+                    [sys.executable, *command.split()], cwd=ROOT, stdout=out, stderr=err, check=True
+                )
+    return folder
 
 
 def run_script(script, *arguments, cwd=ROOT):
