@@ -65,15 +65,18 @@ def trained(tmp_path_factory):
 
 
 def run_script(script, *arguments, cwd=ROOT):
-    """Run a script in this process as from its command line; returns what subprocess.run would."""
+    """Run a script in this process as from its command line; returns what subprocess.run would.
+
+    Its `variables` are what a notebook would see. torch is imported once for all scripts, not for each.
+    """
     arguments = [script, *map(str, arguments)]
-    out, err, code = io.StringIO(), io.StringIO(), None
+    out, err, code, variables = io.StringIO(), io.StringIO(), None, {}
     folder, argv = os.getcwd(), sys.argv
     try:
         os.chdir(cwd)
         sys.argv = arguments
         with redirect_stdout(out), redirect_stderr(err):
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            variables = runpy.run_path(str(ROOT / script), run_name="__main__")
     except SystemExit as stop:
         code = stop.code
     finally:
@@ -82,4 +85,6 @@ def run_script(script, *arguments, cwd=ROOT):
     if isinstance(code, str):  # as Python does
         err.write(code + "\n")
         code = 1
-    return subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
+    done = subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
+    done.variables = variables
+    return done
