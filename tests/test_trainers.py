@@ -305,12 +305,12 @@ def test_a_program_is_started_when_its_completion_ends(policy, monkeypatch):
     """Rewards are computed while other completions are still being sampled; samples keep the tasks' order."""
     _, tokenizer = policy
     eos = tokenizer.eos_token_id
-    chain = Chain({5: 7, 7: 5, 6: 9, 9: eos, 4: eos})
+    chain = Chain({5: 7, 7: 5, 6: 9, 9: eos, 4: eos, 8: 11, 11: 12, 12: 13, 13: 14, 14: eos})
     started = []
 
     class Future:
         def result(self):
-            assert len(started) == 3  # nobody waits before all are started
+            assert len(started) == 4  # nobody waits before all are started
             return Result("failed")
 
     def start_scoring(sandbox, task, completion):
@@ -318,19 +318,21 @@ def test_a_program_is_started_when_its_completion_ends(policy, monkeypatch):
         return Future()
 
     monkeypatch.setattr(ppo, "start_scoring", start_scoring)
-    tasks = [{"task_id": i, "prompt_ids": [token]} for i, token in enumerate([5, 6, 4])]
+    tasks = [{"task_id": i, "prompt_ids": [token]} for i, token in enumerate([5, 6, 4, 8])]
     samples = ppo.rollout(chain, tokenizer, None, tasks, 5)
-    assert [(task_id, calls) for task_id, calls, _ in started] == [(2, 1), (1, 2), (0, 5)]
-    assert [s["task_id"] for s in samples] == [0, 1, 2]
-    assert [s["completion_ids"] for s in samples] == [[7, 5, 7, 5, 7], [9, eos], [eos]]
-    assert [s["hit_token_limit"] for s in samples] == [True, False, False]
-    assert [s["gen_len"] for s in samples] == [5, 2, 1]
-    assert [s["completion"] for s in samples] == [
-        tokenizer.decode([7, 5, 7, 5, 7]),
-        tokenizer.decode([9]),
-        "",
-    ]
-    assert [s["prompt_ids"] for s in samples] == [[5], [6], [4]]
+    assert [(task_id, calls) for task_id, calls, _ in started] == [(2, 1), (1, 2), (0, 5), (3, 5)]
+    assert [s["task_id"] for s in samples] == [0, 1, 2, 3]
+    assert [s["completion_ids"] for s in samples] == [[7, 5, 7, 5, 7], [9, eos], [eos], [11, 12, 13, 14, eos]]
+    assert [s["hit_token_limit"] for s in samples] == [
+        True,
+        False,
+        False,
+        False,
+    ]  # the last ends by itself, at the limit
+    assert [s["gen_len"] for s in samples] == [5, 2, 1, 5]
+    texts = [tokenizer.decode(ids) for ids in ([7, 5, 7, 5, 7], [9], [], [11, 12, 13, 14])]
+    assert [s["completion"] for s in samples] == texts
+    assert [s["prompt_ids"] for s in samples] == [[5], [6], [4], [8]]
 
 
 # ---- log-probabilities ----
