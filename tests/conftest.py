@@ -1,5 +1,6 @@
 import fcntl
 import io
+import json
 import os
 import runpy
 import subprocess
@@ -33,16 +34,49 @@ def pytest_runtest_protocol(item, nextitem):
             fcntl.flock(LOCK, fcntl.LOCK_UN)
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder, made once for all workers: tasks and sft/, an adapter by the script's real command line.
+
+    train.jsonl has 24 short tasks, so that many are solved; dev.jsonl has 6 of them, test.jsonl 8 others.
+    sft.out and sft.err are what the script printed. Nothing may be changed here: copy what you change.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "sft/run_config.json").is_file():
+            tasks = {}
+            for side in "train", "test":
+                lines = (ROOT / f"data/mini_{side}.jsonl").read_text().splitlines(keepends=True)
+                tasks[side] = sorted(lines, key=lambda line: len(json.loads(line)["prompt"] + line))
+            parts = {"train": tasks["train"][:24], "dev": tasks["train"][2:8], "test": tasks["test"][:8]}
+            for name, part in parts.items():
+                (folder / f"{name}.jsonl").write_text("".join(part))
+            command = f"train_sft_lora.py --train_path {folder}/train.jsonl --output_dir {folder}/sft"
+            command += f" --model_name {ROOT}/data/tiny_coder --max_steps 8 --learning_rate 2e-3"
+            command += " --per_device_train_batch_size 8 --gradient_accumulation_steps 1"
+            with open(folder / "sft.out", "w") as out, open(folder / "sft.err", "w") as err:
+                subprocess.run(
+                    [sys.executable, *command.split()], cwd=ROOT, stdout=out, stderr=err, check=True
+                )
+    return folder
+
+
 def run_script(script, *arguments, cwd=ROOT):
-    """Run a script in this process as from its command line; returns what subprocess.run would."""
+    """Run a script in this process as from its command line; returns what subprocess.run would.
+
+    Its `variables` are what a notebook would see. torch is imported once for all scripts, not for each.
+    """
     arguments = [script, *map(str, arguments)]
-    out, err, code = io.StringIO(), io.StringIO(), None
+    out, err, code, variables = io.StringIO(), io.StringIO(), None, {}
     folder, argv = os.getcwd(), sys.argv
     try:
         os.chdir(cwd)
         sys.argv = arguments
         with redirect_stdout(out), redirect_stderr(err):
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            variables = runpy.run_path(str(ROOT / script), run_name="__main__")
     except SystemExit as stop:
         code = stop.code
     finally:
@@ -51,4 +85,6 @@ def run_script(script, *arguments, cwd=ROOT):
     if isinstance(code, str):  # as Python does
         err.write(code + "\n")
         code = 1
-    return subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
+    done = subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
+    done.variables = variables
+    return done

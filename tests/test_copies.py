@@ -46,9 +46,10 @@ def test_sections_say_what_is_a_copy(script):
         assert marked == (name in copies()), f"{name} stands under {banner!r}"
 
 
-def test_shell_scripts_share_their_profile():
-    def profile(script):
-        text = (ROOT / script).read_text()
-        return text[text.index("# Profile:") : text.index('evaluate "${NAME}_base"')]
-
-    assert profile("train_SFT_RL.sh") == profile("train_PPO.sh")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_all_scripts_encode_the_prompt_by_the_same_expression(script):
+    """Without its last newline, with BOS: trained, sampled and evaluated prompts are the same ids."""
+    nodes = ast.walk(ast.parse((ROOT / script).read_text()))
+    calls = [ast.unparse(node) for node in nodes if isinstance(node, ast.Call)]
+    of_prompt = [call for call in calls if call.startswith("tokenizer") and "'prompt'" in call]
+    assert of_prompt == ["tokenizer(task['prompt'].rstrip())"]
