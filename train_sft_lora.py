@@ -231,7 +231,7 @@ if __name__ == "__main__":
             p.grad = accelerator.reduce(p.grad, "sum")
         loss = accelerator.reduce(loss, "sum").item()
         grad_norm = torch.nn.utils.clip_grad_norm_(trainable, cfg.max_grad_norm).item()
-        row = {"step": step, "loss": loss, "lr": scheduler.get_last_lr()[0], "grad_norm": grad_norm}
+        row = {"step": step, "loss": loss, "lr": optimizer.param_groups[0]["lr"], "grad_norm": grad_norm}
         if math.isfinite(loss + grad_norm):
             optimizer.step()
         scheduler.step()

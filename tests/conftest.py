@@ -17,6 +17,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: with more th
     os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is imported, and inherited by processes
 
 LOCK = open(__file__)  # one for all workers
+FIRST = "long_runs", "notebooks", "sandbox", "scripts", "evaluation", "attacks", "docs"  # they take longest
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no worker is left with one of them while the others have ended."""
+    names = [f"test_{name}.py" for name in FIRST]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
 
 
 def is_alone(item):

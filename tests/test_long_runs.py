@@ -280,10 +280,12 @@ def test_resume_of_nothing_then_of_a_longer_run_then_no_resume(work, whole):
     assert log.read_bytes().startswith(first)
     assert samples(folder) == samples(whole)[:8]
     assert lines(log)[1]["grad_norm"] == pytest.approx(log_of("ppo", whole)[1]["grad_norm"], rel=1e-4)
-    (folder / "best/old").touch()
-    start_anew = train("ppo", folder, "--num_updates", 1)
+    best = folder / "best/adapter_model.safetensors"
+    assert best.exists()
+    start_anew = train("ppo", folder, "--num_updates", 1, "--eval_every", 9, "--dev_path", "")
     assert run(*start_anew, die, "adapter", 1)[0] == -signal.SIGXFSZ
-    assert not (folder / "best/old").exists() and not (folder / "state.pt").exists()  # of the run before
+    for path in best, folder / "state.pt", folder / "run_config.json":  # of the run before
+        assert not path.exists()
     assert run(*train("ppo", folder, "--num_updates", 1, "--resume"))[0] == 0
     assert log_of("ppo", folder) == log_of("ppo", whole)[:1] and samples(folder) == samples(whole)[:4]
 

@@ -444,7 +444,7 @@ def of_sft(work, adapter):
 
 def test_folder_that_is_no_adapter(work):
     message = message_of("train_ppo_lora.py", *of_sft(work, BASE))
-    assert "is no adapter folder" in message and "train_sft_lora.py" in message
+    assert "is not an adapter folder" in message and "train_sft_lora.py" in message
 
 
 def test_adapter_of_another_base_model(work):
@@ -474,7 +474,7 @@ def test_adapter_that_only_pickle_could_read(work):
     """peft would unpickle it, which runs code from the file."""
     shutil.copytree(work / "sft", work / "pickled")
     (work / "pickled/adapter_model.safetensors").rename(work / "pickled/adapter_model.bin")
-    assert "is no adapter folder" in message_of("train_ppo_lora.py", *of_sft(work, work / "pickled"))
+    assert "is not an adapter folder" in message_of("train_ppo_lora.py", *of_sft(work, work / "pickled"))
 
 
 def test_output_folder_is_the_input(work):
