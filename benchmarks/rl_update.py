@@ -47,7 +47,9 @@ def run_child(script, root=ROOT, **arguments):
     command = [sys.executable, str(script), "--child", json.dumps(arguments)]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{arguments} failed in {root}:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
+        raise SystemExit(
+            f"{arguments} failed ({done.returncode}) in {root}:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
