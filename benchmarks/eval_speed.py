@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rl_update import ROOT, report, run_child
+from rl_update import ON_CPU, ROOT, report, run_child
 
 NEW_TOKENS = 96
 
@@ -85,7 +85,7 @@ if __name__ == "__main__":
         print(json.dumps(record | {"rows": rows}))
         sys.exit()
 
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ |= ON_CPU
     roots = {"this": ROOT} | ({"other": args.root.resolve()} if args.root else {})
     names = {n: f"batch of {n}" if n else "one at a time" for n in map(int, args.batches.split(","))}
     records = {f"{side}, {name}": [] for name in names.values() for side in roots}

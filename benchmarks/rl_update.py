@@ -8,8 +8,9 @@ Prints  figures of each checkout and, last, one JSON line with those of every ro
 
 Every run is a process of its own. Its first update warms up and is left out. Seconds are medians over the
 updates; ratios are taken within each round, and the median of the rounds is printed. CPU time is that of all
-threads of the trainer, without the sandbox's processes, by sampled token: other work on the machine hardly
-changes it, and "samples: equal" says that both checkouts had the same completions.
+threads of the trainer, without the sandbox's processes, by sampled token; "samples: equal" says that both
+checkouts had the same completions. Where other work runs on the machine, put OMP_NUM_THREADS=1 before the
+command: threads that wait for each other take many times longer; CPU time then hardly changes.
 
 The comparison with TRL's GRPO waits for train_grpo_lora.py; the figures of it in docs/performance.md and
 results/tiny/rl_update.jsonl are of the scripts at commit 4572bde.
@@ -32,6 +33,7 @@ from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = {"max_new_tokens": 96, "micro_batch_size": 8, "ratio_level": "token", "learning_rate": 2e-4}
+ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}  # a waiting thread uses no CPU time
 FIGURES = "seconds", "cpu_ms_per_token", "peak_mb"  # in every record
 
 
@@ -42,11 +44,12 @@ def run_child(script, root=ROOT, **arguments):
     of a child begins with that of the parent it was forked from.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(root)}
-    environment["OMP_WAIT_POLICY"] = "passive"  # a waiting thread leaves the core to others
     command = [sys.executable, str(script), "--child", json.dumps(arguments)]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{arguments} failed in {root}:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
+        raise SystemExit(
+            f"{arguments} failed ({done.returncode}) in {root}:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -122,7 +125,7 @@ if __name__ == "__main__":
         print(json.dumps(record | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
         sys.exit()
 
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all on the CPU
+    os.environ |= ON_CPU
     roots = {"this": ROOT} | ({"other": args.root.resolve()} if args.root else {})
     records = {name: [] for name in roots}
     with tempfile.TemporaryDirectory() as folder:

@@ -102,7 +102,7 @@ def train_and_evaluate(name, seed, out):
     if not (config.is_file() and json.loads(config.read_text())["finished"]):
         run(training_command(name, seed, out), log)
     if not (out / "results" / f"{exp_name}_metrics.json").is_file():
-        run(evaluation_command(str(folder), exp_name, out), log)
+        run([*evaluation_command(str(folder), exp_name, out), "--resume"], log)
     print(exp_name, flush=True)
 
 
@@ -327,7 +327,7 @@ if __name__ == "__main__":
 
     if not args.summary_only:
         if not (out / "results/base_metrics.json").is_file():
-            run(evaluation_command("data/tiny_coder", "base", out), out / "logs/base.txt")
+            run([*evaluation_command("data/tiny_coder", "base", out), "--resume"], out / "logs/base.txt")
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(lambda seed: train_and_evaluate("sft", seed, out), seeds))
             jobs = [(name, seed, out) for seed in seeds for name in configurations() if name != "sft"]

@@ -79,15 +79,18 @@ def test_gpu_benchmark_gives_a_verdict_on_memory():
 
 def test_child_runs_in_another_checkout(tmp_path):
     """Its scripts and its sandbox.py are those of that checkout."""
-    (tmp_path / "sandbox.py").write_text("")
-    child = "import json, os, sys, sandbox\nprint(json.dumps([os.getcwd(), sandbox.__file__, sys.argv[2]]))"
-    (tmp_path / "child.py").write_text(child)
-    here, module, arguments = rl_update.run_child(tmp_path / "child.py", tmp_path, seed=3)
-    assert (here, module) == (os.path.realpath(tmp_path), str(tmp_path / "sandbox.py"))
+    script, root = tmp_path / "child.py", tmp_path / "other"
+    root.mkdir()
+    (root / "sandbox.py").write_text("")
+    script.write_text(
+        "import json, os, sys, sandbox\nprint(json.dumps([os.getcwd(), sandbox.__file__, sys.argv[2]]))"
+    )
+    folder, module, arguments = rl_update.run_child(script, root, seed=3)
+    assert (folder, module) == (os.path.realpath(root), str(root / "sandbox.py"))
     assert json.loads(arguments) == {"seed": 3}
-    (tmp_path / "child.py").write_text("raise SystemExit('what went wrong')")
+    script.write_text("raise SystemExit('what went wrong')")
     with pytest.raises(SystemExit, match="what went wrong"):
-        rl_update.run_child(tmp_path / "child.py", tmp_path)
+        rl_update.run_child(script, root)
 
 
 def test_one_measured_update(folder, monkeypatch):
