@@ -13,13 +13,16 @@ import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import DynamicLayer
 
 import eval_humaneval as ev
 from data.check_tasks import overlaps
@@ -570,6 +573,37 @@ def test_damaged_run_config(folder, text):
 def test_wrong_flags(folder, flags, part):
     assert part in refusal(folder, *flags)
     assert not (folder / "results").exists()
+
+
+# ---- speed ----
+
+
+def test_roomy_cache_holds_what_transformers_own_does():
+    """Through two new rooms (64 tokens each), with rows dropped between the tokens, also before the first."""
+    for drop_first in False, True:
+        roomy, plain = DynamicLayer(), DynamicLayer()
+        rows = 4
+        for t, length in enumerate([5] + [1] * 140):
+            new = torch.randn(2, rows, 2, length, 4)
+            for one, other in zip(roomy.update(*new), plain.update(*new)):
+                assert torch.equal(one, other)
+            ev.make_room(None, None, {"past_key_values": SimpleNamespace(layers=[roomy])})
+            kept = {0: [0, 2, 3] if drop_first else None, 30: [0, 2], 70: [1], 71: [0]}.get(t)
+            if kept:
+                roomy.batch_select_indices(torch.tensor(kept))
+                plain.batch_select_indices(torch.tensor(kept))
+                rows = len(kept)
+        assert type(roomy) is ev.RoomyLayer and roomy.get_seq_length() == 145
+        assert roomy.room.shape[-2] > 145
+
+
+def test_only_layers_that_copy_are_exchanged():
+    class Sliding(DynamicLayer):
+        pass
+
+    layers = [DynamicLayer(), Sliding()]
+    ev.make_room(None, None, {"cache": SimpleNamespace(layers=layers)})
+    assert [type(layer) for layer in layers] == [ev.RoomyLayer, Sliding]
 
 
 # ---- other scorers ----
