@@ -169,16 +169,17 @@ def die(where, count):
 
     In the middle: the kernel kills in the write that makes a file larger than 100 kB.
     """
-    module, name, limit = {
-        "adapter": (peft.PeftModel, "save_pretrained", 100_000),
-        "state": (torch, "save", 100_000),
-        "rename": (os, "replace", None),
+    module, name, path, limit = {
+        "adapter": (peft.PeftModel, "save_pretrained", r"(?<!/best)$", 100_000),
+        "best": (peft.PeftModel, "save_pretrained", "/best$", 100_000),
+        "state": (torch, "save", "/state.pt", 100_000),
+        "rename": (os, "replace", "/state.pt$", None),
     }[where]
     original = getattr(module, name)
 
     def last_call(*arguments, **options):
         nonlocal count
-        count -= "best" not in str(arguments[1]) if where == "adapter" else "state.pt" in str(arguments[1])
+        count -= bool(re.search(path, str(arguments[1])))
         if count == 0 and limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         elif count == 0:
@@ -280,12 +281,10 @@ def test_resume_of_nothing_then_of_a_longer_run_then_no_resume(work, whole):
     assert log.read_bytes().startswith(first)
     assert samples(folder) == samples(whole)[:8]
     assert lines(log)[1]["grad_norm"] == pytest.approx(log_of("ppo", whole)[1]["grad_norm"], rel=1e-4)
-    best = folder / "best/adapter_model.safetensors"
-    assert best.exists()
-    start_anew = train("ppo", folder, "--num_updates", 1, "--eval_every", 9, "--dev_path", "")
-    assert run(*start_anew, die, "adapter", 1)[0] == -signal.SIGXFSZ
-    for path in best, folder / "state.pt", folder / "run_config.json":  # of the run before
-        assert not path.exists()
+    assert (folder / "best/adapter_model.safetensors").exists()
+    assert run(*train("ppo", folder, "--num_updates", 1), die, "best", 1)[0] == -signal.SIGXFSZ
+    for name in "best/adapter_model.safetensors", "state.pt", "run_config.json":
+        assert not (folder / name).exists()  # they were of the run before
     assert run(*train("ppo", folder, "--num_updates", 1, "--resume"))[0] == 0
     assert log_of("ppo", folder) == log_of("ppo", whole)[:1] and samples(folder) == samples(whole)[:4]
 
