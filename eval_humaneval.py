@@ -78,8 +78,9 @@ def parse_config(config_class, free):
     parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]", allow_abbrev=False)
     config = config_class(**vars(parser.parse_args([] if in_notebook else None)))
     for name, value in vars(config).items():
-        if not isinstance(value, (str, bool)) and name not in free.split() and not 0 < value < math.inf:
-            raise SystemExit(f"--{name} must be above 0 and finite, not {value}")
+        lowest = -math.inf if name in free.split() else 0
+        if not isinstance(value, (str, bool)) and not lowest < value < math.inf:
+            raise SystemExit(f"--{name} must be above {lowest} and finite, not {value}")
     return config
 
 

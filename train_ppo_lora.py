@@ -88,8 +88,9 @@ def parse_config(config_class, free):
     parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]", allow_abbrev=False)
     config = config_class(**vars(parser.parse_args([] if in_notebook else None)))
     for name, value in vars(config).items():
-        if not isinstance(value, (str, bool)) and name not in free.split() and not 0 < value < math.inf:
-            raise SystemExit(f"--{name} must be above 0 and finite, not {value}")
+        lowest = -math.inf if name in free.split() else 0
+        if not isinstance(value, (str, bool)) and not lowest < value < math.inf:
+            raise SystemExit(f"--{name} must be above {lowest} and finite, not {value}")
     return config
 
 
@@ -246,7 +247,7 @@ def ppo_loss(logprobs: Tensor, old_logprobs, completion_mask, advantages: Tensor
 
 if __name__ == "__main__":
     # ---- setup ----------------------------------------------------------------------------------------
-    if {"--samples_per_task", "--baseline", "--kl_coef"} & set(sys.argv):
+    if {"--samples_per_task", "--baseline", "--kl_coef"} & {word.split("=")[0] for word in sys.argv}:
         raise SystemExit("--samples_per_task, --baseline and --kl_coef will be found in train_grpo_lora.py")
     cfg = parse_config(Config, free="length_penalty_alpha target_kl seed")
     tracker = None if cfg.report_to == "none" else cfg.report_to
@@ -257,8 +258,8 @@ if __name__ == "__main__":
     is_main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
     if cfg.batch_size < 2 or cfg.batch_size % world:
         raise SystemExit(f"--batch_size must be at least 2, to compare, and a multiple of {world} processes")
-    if Path(cfg.output_dir).resolve() == Path(cfg.sft_model).resolve():
-        raise SystemExit("--output_dir is --sft_model, which would be overwritten; choose another one")
+    if Path(cfg.sft_model).resolve().is_relative_to(Path(cfg.output_dir).resolve()):
+        raise SystemExit("--output_dir is --sft_model or holds it: nothing may overwrite that adapter")
 
     dev_tasks = read_tasks(cfg.dev_path) if cfg.dev_path else []
     dev_ids = {task["task_id"] for task in dev_tasks}

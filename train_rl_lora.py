@@ -82,8 +82,9 @@ def parse_config(config_class, free):
     parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]", allow_abbrev=False)
     config = config_class(**vars(parser.parse_args([] if in_notebook else None)))
     for name, value in vars(config).items():
-        if not isinstance(value, (str, bool)) and name not in free.split() and not 0 < value < math.inf:
-            raise SystemExit(f"--{name} must be above 0 and finite, not {value}")
+        lowest = -math.inf if name in free.split() else 0
+        if not isinstance(value, (str, bool)) and not lowest < value < math.inf:
+            raise SystemExit(f"--{name} must be above {lowest} and finite, not {value}")
     return config
 
 
@@ -240,8 +241,8 @@ if __name__ == "__main__":
     is_main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
     if cfg.batch_size % world or (cfg.baseline == "batch" and cfg.batch_size < 2):
         raise SystemExit(f"--batch_size must be a multiple of {world} processes, for a baseline at least 2")
-    if Path(cfg.output_dir).resolve() == Path(cfg.sft_model).resolve():
-        raise SystemExit("--output_dir is --sft_model, which would be overwritten; choose another one")
+    if Path(cfg.sft_model).resolve().is_relative_to(Path(cfg.output_dir).resolve()):
+        raise SystemExit("--output_dir is --sft_model or holds it: nothing may overwrite that adapter")
 
     dev_tasks = read_tasks(cfg.dev_path) if cfg.dev_path else []
     dev_ids = {task["task_id"] for task in dev_tasks}

@@ -487,6 +487,14 @@ def test_output_folder_is_the_input(work):
     for method in "rl", "ppo":
         message = message_of(SCRIPTS[method], *flags)
         assert "--output_dir is --sft_model" in message
+    inside = ("--sft_model", work / "sft/best", "--output_dir", work / "sft")  # a new run empties best/
+    assert "or holds it" in message_of(SCRIPTS["ppo"], *inside)
+
+
+def test_numbers_that_are_not_finite():
+    for flag, value in ("--length_penalty_alpha", "nan"), ("--learning_rate", "inf"):
+        assert f"{flag} must be above" in message_of("train_ppo_lora.py", flag, value)
+    assert "train_grpo_lora.py" in message_of("train_ppo_lora.py", "--kl_coef=0.1")
 
 
 @pytest.mark.parametrize("method, flag", [("sft", "--model_name"), ("ppo", "--sft_model")])
