@@ -4,7 +4,7 @@
 #   sh train_PPO.sh                   the 1.3B model where there is a CUDA device, the tiny model elsewhere
 #   PROFILE=tiny sh train_PPO.sh      the tiny model anywhere; profile.sh lists what else can be set
 #
-# Time: tiny 9 minutes on 2 CPU cores; deepseek not measured. To repeat a stage, delete its folder.
+# Time: tiny 8 minutes on 2 CPU cores; deepseek not measured. To repeat a stage, delete its folder.
 set -eu
 cd "$(dirname "$0")"
 . ./profile.sh
