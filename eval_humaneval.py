@@ -1,7 +1,7 @@
 """Evaluate a base model or a LoRA adapter on HumanEval or any task file with the same fields.
 
     pass_at_k            chance that one of k completions, as generated, passes all tests; k = 1: their share
-    pass_at_k_truncated  the same completions, cut where a line starts a new statement at the top level
+    pass_at_k_truncated  the same completions, cut after their answer (data/truncation.py)
 
 The first score asks whether the model is right and stops; the second whether it is right. Base and adapters
 are evaluated in the same 4-bit precision. Greedy unless --temperature is above 0.
@@ -28,18 +28,21 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
 from scipy.stats import binomtest, bootstrap
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import TopPLogitsWarper
 
 from data.check_tasks import overlaps, read_run_config
-from sandbox import Sandbox, preflight, read_tasks, start_scoring
+from data.truncation import truncate
+from sandbox import Sandbox, encode_prompt, lock, lossy, preflight, read_tasks, start_scoring, stop_with
 
 # ---- hyperparameters --------------------------------------------------------------------------------
 
@@ -90,13 +93,13 @@ def load_base(model_name, device):
     if device != "cpu" and torch.cuda.is_available():
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    quantization = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
-    arguments = {"quantization_config": quantization, "dtype": dtype, "device_map": {"": device}}
-    try:
+    bnb = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
+    arguments = {"quantization_config": bnb, "dtype": dtype, "device_map": device, "use_safetensors": True}
+    with stop_with(f"cannot load {model_name} (offline: PROFILE=tiny; moved: mend adapter_config.json)"):
         tokenizer = AutoTokenizer.from_pretrained(model_name)
-        model = AutoModelForCausalLM.from_pretrained(model_name, **arguments, use_safetensors=True)
-    except Exception as error:  # each library raises its own
-        raise SystemExit(f"cannot load {model_name} (offline: PROFILE=tiny): {' '.join(str(error).split())}")
+        model, info = AutoModelForCausalLM.from_pretrained(model_name, **arguments, output_loading_info=True)
+        if info["missing_keys"]:  # transformers only warns, and makes random ones
+            raise ValueError(f"its files have no {', '.join(sorted(info['missing_keys'])[:3])}")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # masks come from lengths, not from ids
     if device == "cpu":
         model = model.dequantize()  # the same rounded weights, unpacked once and not at every use
@@ -104,14 +107,19 @@ def load_base(model_name, device):
 
 
 def load_adapter(adapter_dir, device, is_trainable=False):
-    """(PeftModel, tokenizer) of an adapter folder on its 4-bit base; or SystemExit."""
-    if not Path(adapter_dir, "adapter_model.safetensors").is_file():  # peft would also take a pickle
-        raise SystemExit(f"{adapter_dir} is not an adapter folder; train_sft_lora.py makes one")
-    try:
+    """(PeftModel, tokenizer) of an adapter folder, as train_sft_lora.py makes it, on its 4-bit base."""
+    with stop_with(f"cannot load {adapter_dir} as an adapter on its base"):
+        names = load_file(f"{adapter_dir}/adapter_model.safetensors").keys()  # peft would also take a pickle
         base, tokenizer = load_base(PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path, device)
         model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
-    except Exception as error:  # a wrong shape is reported for every weight, hence [:300]
-        raise SystemExit(f"cannot load {adapter_dir} on its base: {' '.join(str(error).split())[:300]}")
+        odd = sorted(names ^ get_peft_model_state_dict(model, save_embedding_layers=False).keys())
+        if odd:  # peft only warns, and leaves the base as it is
+            raise ValueError(f"{len(odd)} tensors are in the file or in the model, but not in both: {odd[0]}")
+        if Path(adapter_dir, "tokenizer_config.json").is_file():  # it has the EOS that was trained
+            ids, tokenizer = tokenizer("def f(x):").input_ids, AutoTokenizer.from_pretrained(adapter_dir)
+            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+            if tokenizer("def f(x):").input_ids != ids:
+                raise ValueError("its tokenizer gives other ids than that of the base")
     return model, tokenizer
 
 
@@ -161,6 +169,33 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
         positions = positions[rows, -1:] + 1
 
 
+@torch.no_grad()
+def check_model(model, tokenizer, prompt_ids, score=None):
+    """SystemExit unless generate, and score, agree with the plain forward on the two extremes of prompt_ids.
+
+    Not every architecture can be padded on the left, or lose rows of its cache: recurrent ones cannot.
+    """
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # in standard deviations of the logits
+    with stop_with(f"models of type {model.config.model_type} cannot be used here"):
+        prompts = [min(prompt_ids, key=len), max(prompt_ids, key=len)]
+        greedy = dict(generate(model, tokenizer, prompts, 8))
+        token = next((token for token in greedy[0] if token not in greedy[1]), greedy[0][-1])
+        stop = SimpleNamespace(pad=tokenizer.pad, eos_token_id=token)  # now row 0 leaves, and row 1 goes on
+        completions = dict(generate(model, stop, prompts, 8))
+        samples = [{"prompt_ids": prompts[i], "completion_ids": completions[i]} for i in (0, 1)]
+        for i, sample in enumerate(samples):
+            ids = torch.tensor([sample["prompt_ids"] + sample["completion_ids"]], device=model.device)
+            logits = model(ids).logits[0, len(sample["prompt_ids"]) - 1 : -1].float()  # (C, V)
+            logprobs = logits.log_softmax(-1)
+            chosen = logprobs.gather(-1, ids[0, len(sample["prompt_ids"]) :, None]).squeeze(-1)  # (C,)
+            errors = [logprobs.amax(-1) - chosen]
+            if score:
+                scored, mask = score(model, tokenizer, samples, 1.0)
+                errors.append(scored[i][mask[i] > 0] - chosen)
+            if not torch.stack(errors).abs().max() <= tolerance * logits.std():
+                raise ValueError("generated tokens or their log-probs are not those of the model's forward")
+
+
 # ---- speed: without this section everything works, and takes a tenth longer --------------------------------
 
 
@@ -193,16 +228,6 @@ def make_room(model, inputs, output):
 # ---- scores -------------------------------------------------------------------------------------------
 
 GENERATED = "task_id", "sample", "completion", "gen_len", "hit_token_limit", "cut_at"  # of _unfinished.jsonl
-# A base model goes on after the function; what follows its first new top-level statement is not its answer.
-STOP_WORDS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "\nimport", "\nfrom", "\nassert")
-
-
-def truncate(task: dict, completion: str) -> str:
-    """The completion up to its first stop word; in MBPP, where it begins the function itself, after that."""
-    header = f"def {task['entry_point']}("
-    start = 0 if header in task["prompt"] else max(0, completion.find(header))
-    cuts = [completion.find(word, start) for word in STOP_WORDS if word in completion[start:]]
-    return completion[: min(cuts)] if cuts else completion
 
 
 def random_numbers(seed: int, task_id: str, sample: int, count: int) -> torch.Tensor:
@@ -274,7 +299,7 @@ if __name__ == "__main__":
     tasks = read_tasks(cfg.data_path)[: cfg.debug_first_n or None]
     if cfg.check_references:
         with Sandbox(timeout=cfg.time_limit, tasks=tasks) as sandbox:
-            print(preflight(sandbox, tasks))
+            print(preflight(sandbox, tasks, cut=truncate))
         sys.exit()
     device = cfg.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
     is_lora = Path(cfg.model_path, "adapter_config.json").is_file()
@@ -284,28 +309,27 @@ if __name__ == "__main__":
         print(f"{file['train_path']}: {file['summary']}")
     model, tokenizer = (load_adapter if is_lora else load_base)(cfg.model_path, device)
     model.register_forward_hook(make_room)
-    text = "def f(x):\n    return x + 1"
-    if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
-        raise SystemExit("the tokenizer of this model does not keep the text; try a newer transformers")
-    prompt_ids = {task["task_id"]: tokenizer(task["prompt"].rstrip())["input_ids"] for task in tasks}
+    prompt_ids = {task["task_id"]: encode_prompt(tokenizer, task) for task in tasks}
     # Similar lengths together: little padding. The longest first: if memory is short, that shows at once.
     by_length = sorted(prompt_ids, key=lambda name: -len(prompt_ids[name]))
     if len(prompt_ids[by_length[0]]) > cfg.max_length:
         raise SystemExit(f"the prompt of {by_length[0]} is over --max_length {cfg.max_length}; raise it")
+    check_model(model, tokenizer, list(prompt_ids.values()))
 
     # ---- protocol: what must be equal, for two scores to be comparable ----------------------------------
     libraries = "torch", "transformers", "peft", "bitsandbytes"
+    stored = getattr(AutoConfig.from_pretrained(model.name_or_path), "quantization_config", None)
     protocol = {
         "dataset_sha256": hashlib.sha256(Path(cfg.data_path).read_bytes()).hexdigest(),
         "num_tasks": len(tasks),
-        "quantization": "NF4 with double quantization",
+        "quantization": stored or "NF4 with double quantization",  # a base that is quantised stays so
         "precision": str(model.dtype),
         "max_new_tokens": cfg.max_new_tokens,
         "n_samples": cfg.n_samples,
         "temperature": cfg.temperature,
         "top_p": cfg.top_p if cfg.temperature else None,
         "seed": cfg.seed if cfg.temperature else None,
-        "stop_words": list(STOP_WORDS),
+        "truncation": "by the syntax tree",  # data/truncation.py
         "time_limit": cfg.time_limit,
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
@@ -338,16 +362,16 @@ if __name__ == "__main__":
 
     # ---- generate, and score while others are generated -------------------------------------------------
     start = time.time()
-    try:
+    with stop_with(f"cannot write to --results_dir {cfg.results_dir}"):
         os.makedirs(cfg.results_dir, exist_ok=True)
         file = open(unfinished, "a", encoding="utf-8")
-    except OSError as error:
-        raise SystemExit(f"cannot write to --results_dir {cfg.results_dir}: {error.strerror}")
+        lock(file)
     file.truncate(size)
     if size == 0:
         file.write(json.dumps({**identity, **protocol}) + "\n")
     sandbox = Sandbox(timeout=cfg.time_limit, tasks=tasks)
     print(f"sandbox: {sandbox.report}")
+    preflight(sandbox, lossy(tokenizer, tasks), tokenizer)
     task_of = {task["task_id"]: task for task in tasks}
     score = cache(lambda name, text: start_scoring(sandbox, task_of[name], text))  # equal programs run once
     for (name, _), row in rows.items():
@@ -400,7 +424,7 @@ if __name__ == "__main__":
     unfinished.unlink()
     for row in rows[: cfg.debug_first_n]:
         print(f"---- {row['task_id']}: {row['outcome']}\n{row['completion']}\n")
-    for ending, what in ("", "as generated"), ("_truncated", "cut at stop words"):
+    for ending, what in ("", "as generated"), ("_truncated", "truncated"):
         shares = ", ".join(f"pass@{k} {metrics[f'pass_at_{k}{ending}']:.1%}" for k in ks)
         low, high = metrics[f"interval{ending}"] or (0, 1)
         print(f"{cfg.exp_name}, {what}: {shares} (95 % interval of pass@1 {low:.1%} to {high:.1%})")

@@ -16,6 +16,7 @@ sockets, processes and files; its arguments are copies, so no test sees what it 
 """
 
 import ast
+import fcntl
 import functools
 import gzip
 import importlib.util
@@ -33,11 +34,14 @@ import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import sandbox_worker
 from sandbox_worker import FAULTS, PR_SET_DUMPABLE, read_all, wall_limit
+
+# On an ASCII terminal a name in another script is no reason to stop; a notebook's stdout has no such method.
+getattr(sys.stdout, "reconfigure", dict)(errors="backslashreplace")
 
 # -- trusted side: what a test is, who runs it, what came of it ----------------------------------------------
 
@@ -85,14 +89,23 @@ COMPILING = threading.Lock()  # ast.parse is not thread-safe in Python 3.11: "re
 
 @functools.lru_cache(maxsize=4096)
 def compile_test(test: str, prompt: str) -> tuple:
-    """Return (code of the prompt, code of the test, number of counted asserts)."""
+    """Return (code of the prompt, code of the test, number of counted asserts).
+
+    Raises SyntaxError, or ValueError where nothing in the test could fail.
+    """
+    tree = ast.parse(test)
+    called = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    can_fail = any(isinstance(node, (ast.Assert, ast.Raise)) for node in ast.walk(tree))
+    if not can_fail and "assert" not in " ".join(called):  # assertEqual is one
+        raise ValueError("it has no assert")
     counter = CountAsserts()
-    tree = ast.fix_missing_locations(counter.visit(ast.parse(test)))
+    tree = ast.fix_missing_locations(counter.visit(tree))
     helpers = compile("", "<prompt>", "exec")
     for source in (prompt.rstrip() + " pass", prompt):  # " pass" completes a header without docstring
         with suppress(SyntaxError, ValueError):
-            helpers = compile(source, "<prompt>", "exec", dont_inherit=True)
-    return helpers, compile(tree, "<test>", "exec", dont_inherit=True), counter.n_asserts
+            helpers = compile(source, "<prompt>", "exec", dont_inherit=True, optimize=0)
+    # optimize=0, or `python -O` would take the asserts away
+    return helpers, compile(tree, "<test>", "exec", dont_inherit=True, optimize=0), counter.n_asserts
 
 
 def ending(status: int, late: bool) -> str:
@@ -276,7 +289,9 @@ class Sandbox(ExitStack):
         """Let programs try what they must not do; return which promises hold."""
         tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(type=socket.SOCK_DGRAM)
         udp.bind(tcp.getsockname())
-        with tcp, udp, tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        # A folder that other users reach, or the file would be out of reach by itself.
+        folder = next((path for path in ("/tmp", "/dev/shm") if os.access(path, os.W_OK)), None)
+        with tcp, udp, tempfile.TemporaryDirectory(dir=folder) as directory:
             path = os.path.join(directory, "file")
             open(path, "w").close()
             os.chmod(path, 0o666)
@@ -284,7 +299,7 @@ class Sandbox(ExitStack):
 
             def attempt(act):
                 names = f"import os, resource, socket\nPATH, ADDRESS = {path!r}, {tcp.getsockname()}\n"
-                return self.check(f"{names}def f():\n    {act}", "def check(f):\n    f()", "f")
+                return self.check(f"{names}def f():\n    {act}", "def check(f):\n    assert f() is None", "f")
 
             if (result := attempt("pass")).outcome != "passed":
                 self.close()
@@ -310,7 +325,7 @@ class Sandbox(ExitStack):
             with COMPILING:
                 compiled = compile_test(test, prompt)
         except (SyntaxError, ValueError) as error:
-            return Result("error", message=f"the test does not compile: {error}")
+            return Result("error", message=f"the test cannot be used: {error}")
         job = marshal.dumps((code, entry_point, has_program_names, prompt + test, *compiled))
         return self._run([job], functools.partial(judged, compiled[-1]))
 
@@ -401,6 +416,11 @@ def read_task_lines(path):
                 tasks[task["task_id"]] = task
         except (ValueError, RecursionError) as error:
             mistakes[number] = error
+    with suppress(ValueError, RecursionError):  # all mistakes have one reason
+        whole = json.loads("\n".join(lines))
+        what = f"an array of {len(whole)}" if isinstance(whole, list) else "one object over several lines"
+        if not tasks and (isinstance(whole, list) or len(mistakes) > 1):
+            raise SystemExit(f"{path}: each line must be one JSON object; this is {what}")
     if not tasks and not mistakes:
         raise SystemExit(f"{path}: there is no task in it")
     return list(tasks.values()), mistakes
@@ -420,8 +440,8 @@ def read_task(line: str) -> dict:
         task[field].encode()  # a UnicodeEncodeError, for half a surrogate pair, is a ValueError
     try:
         compile_test(task["test"] + CALL_CHECK, task["prompt"])  # which is kept for its first use
-    except SyntaxError as error:
-        raise ValueError(f"its test does not compile: {error}") from None
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"its test cannot be used: {error}") from None
     return task
 
 
@@ -446,16 +466,44 @@ def from_mbpp_plus(task: dict) -> dict:
 
 
 def program(task: dict, completion: str) -> str:
-    """Join a prompt and its completion, which starts with the newline.
-
-    Byte-level BPE merges that newline with the indentation after it, so all scripts tokenise prompt.rstrip().
-    """
+    """Join a prompt and its completion, which starts with the newline."""
     return task["prompt"].rstrip() + completion
+
+
+def encode_prompt(tokenizer, task: dict) -> list[int]:
+    """Return the ids of a prompt: with BOS where the tokenizer sets one, but no EOS, which some append.
+
+    Without its last newline: byte-level BPE merges that with the indentation that the completion starts with.
+    """
+    text = task["prompt"].rstrip()
+    ids = tokenizer(text)["input_ids"]
+    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids[: ids.index(plain[0]) + len(plain)] if plain else ids[:1]
 
 
 def reference(task: dict) -> str:
     """Return the reference solution as a completion."""
     return "\n" + task["canonical_solution"]
+
+
+@contextmanager
+def stop_with(message: str):
+    """Turn what a library raises in the block into one line that ends the script."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SystemExit(f"{message}: {text[:400]}") from None
+
+
+def lock(file):
+    """Keep other processes out of a folder by a lock on its log, while that is open; or BlockingIOError."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise BlockingIOError("another run is writing there") from None
+    except OSError:  # a file system without locks
+        return
 
 
 def job(task: dict, completion: str) -> tuple[str, str, str, str]:
@@ -473,17 +521,35 @@ def score(sandbox, tasks, completions, progress=None):
     return sandbox.map([job(*pair) for pair in zip(tasks, completions, strict=True)], progress)
 
 
-def preflight(sandbox, tasks):
-    """Score reference solutions (must pass) and cheats (must not); return one line or raise SystemExit."""
+def decoded(tokenizer, task: dict) -> str:
+    """Return the reference solution as a model would have written it: encoded, and decoded again."""
+    ids = tokenizer(reference(task), add_special_tokens=False)["input_ids"]
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def lossy(tokenizer, tasks: list[dict]) -> list[dict]:
+    """Return the tasks whose reference solution does not come back from the tokenizer as it was."""
+    return [task for task in tasks if decoded(tokenizer, task) != reference(task)]
+
+
+def preflight(sandbox, tasks, tokenizer=None, cut=None):
+    """Score reference solutions (must pass) and cheats (must not); return one line or raise SystemExit.
+
+    Also the references as they come back from a tokenizer, or from cut(task, completion), where given.
+    """
     cheats = [(task, cheat) for i, task in enumerate(tasks) for cheat in CHEATS[: 6 if i < 8 else 1]]
-    pairs = [(task, reference(task)) for task in tasks] + cheats
+    right = [(task, reference(task)) for task in tasks]
+    again = [(task, decoded(tokenizer, task)) for task in (lossy(tokenizer, tasks) if tokenizer else [])]
+    again += [(task, cut(task, text)) for task, text in right if cut and cut(task, text) != text]
+    pairs = right + again + cheats
     results = score(sandbox, [task for task, _ in pairs], [completion for _, completion in pairs])
-    n = len(tasks)
+    n, m = len(tasks), len(right + again)
     scored = [(task["task_id"], result) for (task, _), result in zip(pairs, results)]
     findings = {
         "the sandbox itself failed on": [item for item in scored if item[1].outcome == "error"],
         "the reference does not pass for": [item for item in scored[:n] if item[1].outcome != "passed"],
-        "a cheat passes for": [item for item in scored[n:] if item[1].outcome == "passed"],
+        "encoded or cut, the reference fails of": [x for x in scored[n:m] if x[1].outcome != "passed"],
+        "a cheat passes for": [item for item in scored[m:] if item[1].outcome == "passed"],
     }
     for finding, bad in findings.items():
         if bad:

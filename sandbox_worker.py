@@ -217,7 +217,7 @@ def load(name, source):
     seed_random(0, source)
     module = sys.modules[name] = types.ModuleType(name)  # dataclasses look it up
     try:
-        code = compile(source, "<candidate>", "exec", dont_inherit=True)
+        code = compile(source, "<candidate>", "exec", dont_inherit=True, optimize=0)
     except (SyntaxError, ValueError) as error:  # ValueError: NUL bytes, lone surrogates
         raise SourceError(error) from None
     exec(code, module.__dict__)

@@ -23,18 +23,20 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
 from transformers.generation import TopPLogitsWarper
 
-from sandbox import Sandbox, preflight, read_tasks, start_scoring
+from sandbox import Sandbox, encode_prompt, lock, preflight, read_tasks, start_scoring, stop_with
 
 # ---- hyperparameters ----------------------------------------------------------------------------------
 
@@ -94,13 +96,13 @@ def load_base(model_name, device):
     if device != "cpu" and torch.cuda.is_available():
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    quantization = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
-    arguments = {"quantization_config": quantization, "dtype": dtype, "device_map": {"": device}}
-    try:
+    bnb = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
+    arguments = {"quantization_config": bnb, "dtype": dtype, "device_map": device, "use_safetensors": True}
+    with stop_with(f"cannot load {model_name} (offline: PROFILE=tiny; moved: mend adapter_config.json)"):
         tokenizer = AutoTokenizer.from_pretrained(model_name)
-        model = AutoModelForCausalLM.from_pretrained(model_name, **arguments, use_safetensors=True)
-    except Exception as error:  # each library raises its own
-        raise SystemExit(f"cannot load {model_name} (offline: PROFILE=tiny): {' '.join(str(error).split())}")
+        model, info = AutoModelForCausalLM.from_pretrained(model_name, **arguments, output_loading_info=True)
+        if info["missing_keys"]:  # transformers only warns, and makes random ones
+            raise ValueError(f"its files have no {', '.join(sorted(info['missing_keys'])[:3])}")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # masks come from lengths, not from ids
     if device == "cpu":
         model = model.dequantize()  # the same rounded weights, unpacked once and not at every use
@@ -108,14 +110,19 @@ def load_base(model_name, device):
 
 
 def load_adapter(adapter_dir, device, is_trainable=False):
-    """(PeftModel, tokenizer) of an adapter folder on its 4-bit base; or SystemExit."""
-    if not Path(adapter_dir, "adapter_model.safetensors").is_file():  # peft would also take a pickle
-        raise SystemExit(f"{adapter_dir} is not an adapter folder; train_sft_lora.py makes one")
-    try:
+    """(PeftModel, tokenizer) of an adapter folder, as train_sft_lora.py makes it, on its 4-bit base."""
+    with stop_with(f"cannot load {adapter_dir} as an adapter on its base"):
+        names = load_file(f"{adapter_dir}/adapter_model.safetensors").keys()  # peft would also take a pickle
         base, tokenizer = load_base(PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path, device)
         model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
-    except Exception as error:  # a wrong shape is reported for every weight, hence [:300]
-        raise SystemExit(f"cannot load {adapter_dir} on its base: {' '.join(str(error).split())[:300]}")
+        odd = sorted(names ^ get_peft_model_state_dict(model, save_embedding_layers=False).keys())
+        if odd:  # peft only warns, and leaves the base as it is
+            raise ValueError(f"{len(odd)} tensors are in the file or in the model, but not in both: {odd[0]}")
+        if Path(adapter_dir, "tokenizer_config.json").is_file():  # it has the EOS that was trained
+            ids, tokenizer = tokenizer("def f(x):").input_ids, AutoTokenizer.from_pretrained(adapter_dir)
+            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+            if tokenizer("def f(x):").input_ids != ids:
+                raise ValueError("its tokenizer gives other ids than that of the base")
     return model, tokenizer
 
 
@@ -211,6 +218,33 @@ def completion_logprobs(model, tokenizer, samples, temperature):
     return logprobs * mask[:, first:], mask[:, first:]
 
 
+@torch.no_grad()
+def check_model(model, tokenizer, prompt_ids, score=None):
+    """SystemExit unless generate, and score, agree with the plain forward on the two extremes of prompt_ids.
+
+    Not every architecture can be padded on the left, or lose rows of its cache: recurrent ones cannot.
+    """
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # in standard deviations of the logits
+    with stop_with(f"models of type {model.config.model_type} cannot be used here"):
+        prompts = [min(prompt_ids, key=len), max(prompt_ids, key=len)]
+        greedy = dict(generate(model, tokenizer, prompts, 8))
+        token = next((token for token in greedy[0] if token not in greedy[1]), greedy[0][-1])
+        stop = SimpleNamespace(pad=tokenizer.pad, eos_token_id=token)  # now row 0 leaves, and row 1 goes on
+        completions = dict(generate(model, stop, prompts, 8))
+        samples = [{"prompt_ids": prompts[i], "completion_ids": completions[i]} for i in (0, 1)]
+        for i, sample in enumerate(samples):
+            ids = torch.tensor([sample["prompt_ids"] + sample["completion_ids"]], device=model.device)
+            logits = model(ids).logits[0, len(sample["prompt_ids"]) - 1 : -1].float()  # (C, V)
+            logprobs = logits.log_softmax(-1)
+            chosen = logprobs.gather(-1, ids[0, len(sample["prompt_ids"]) :, None]).squeeze(-1)  # (C,)
+            errors = [logprobs.amax(-1) - chosen]
+            if score:
+                scored, mask = score(model, tokenizer, samples, 1.0)
+                errors.append(scored[i][mask[i] > 0] - chosen)
+            if not torch.stack(errors).abs().max() <= tolerance * logits.std():
+                raise ValueError("generated tokens or their log-probs are not those of the model's forward")
+
+
 # ---- baseline and loss --------------------------------------------------------------------------------
 
 
@@ -250,11 +284,12 @@ if __name__ == "__main__":
     model, tokenizer = load_adapter(cfg.sft_model, device, is_trainable=True)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=cfg.learning_rate, weight_decay=0.0)
-    for task in tasks + dev_tasks:  # the model writes the last newline: BPE joins it to the indentation
-        task["prompt_ids"] = tokenizer(task["prompt"].rstrip())["input_ids"]
+    for task in tasks + dev_tasks:
+        task["prompt_ids"] = encode_prompt(tokenizer, task)
     tasks = [task for task in tasks if len(task["prompt_ids"]) <= cfg.max_length]
     if not tasks:
         raise SystemExit(f"{cfg.train_path}: all prompts over --max_length {cfg.max_length} or in --dev_path")
+    check_model(model, tokenizer, [task["prompt_ids"] for task in tasks], completion_logprobs)
     order = []  # every task once before one comes again
     for n in range(math.ceil(cfg.num_steps * cfg.batch_size / len(tasks))):
         order += random.Random(f"{cfg.seed} {n}").sample(tasks, len(tasks))
@@ -280,12 +315,11 @@ if __name__ == "__main__":
     sandbox = Sandbox(timeout=cfg.time_limit, tasks=tasks + dev_tasks)
     run_config = {**asdict(cfg), **settings, "method": "REINFORCE", "sandbox": sandbox.report}
     if is_main:
-        print(f"sandbox: {sandbox.report}\n{preflight(sandbox, tasks + dev_tasks)}")
-        try:
+        print(f"sandbox: {sandbox.report}\n{preflight(sandbox, tasks + dev_tasks, tokenizer)}")
+        with stop_with(f"cannot write to --output_dir {cfg.output_dir}"):
             os.makedirs(cfg.output_dir, exist_ok=True)
             logs = [open(f"{cfg.output_dir}/{name}.jsonl", "a") for name in ("rl_train_log", "samples")]
-        except OSError as error:
-            raise SystemExit(f"cannot write to --output_dir {cfg.output_dir}: {error.strerror}")
+            lock(logs[0])
         if state["step"] == 0:  # a new run: what an older one left must not be taken for its own
             for name in "state.pt", "run_config.json", "best/adapter_model.safetensors":
                 Path(cfg.output_dir, name).unlink(missing_ok=True)
@@ -299,7 +333,7 @@ if __name__ == "__main__":
     for step in tqdm(range(state["step"] + 1, cfg.num_steps + 1), disable=None if is_main else True):
         # ---- rollout: random numbers belong to a completion, whichever process samples it ----
         batch = order[(step - 1) * cfg.batch_size : step * cfg.batch_size]
-        noise = torch.Generator().manual_seed(1_000_003 * cfg.seed + step)
+        noise = torch.Generator().manual_seed((1_000_003 * cfg.seed + step) % 2**64)
         uniform = torch.rand(cfg.batch_size, cfg.max_new_tokens, generator=noise, dtype=torch.float64)
         sampling = cfg.max_new_tokens, uniform[mine], cfg.temperature, cfg.top_p
         samples = gather_object(rollout(model, tokenizer, sandbox, batch[mine], *sampling))
@@ -355,18 +389,11 @@ if __name__ == "__main__":
                 greedy = rollout(model, tokenizer, sandbox, part, cfg.max_new_tokens)
                 dev_passed += [sample["outcome"] == "passed" for sample in greedy]
             row["dev_pass_at_1"] = sum(gather_object(dev_passed)) / len(dev_tasks)
-            if row["dev_pass_at_1"] > state["best"]:
-                state["best"] = row["dev_pass_at_1"]
-                if is_main:
-                    save_adapter(model, tokenizer, f"{cfg.output_dir}/best", run_config | row)
         accelerator.log(row, step=step)
         if not is_main:
             continue
         for sample in samples:
             del sample["prompt_ids"], sample["completion_ids"]  # not for the log
-        for log, lines in zip(logs, ([row], samples)):
-            log.writelines(json.dumps(line) + "\n" for line in lines)
-            log.flush()
         if step % cfg.log_every == 0:
             shown = "reward base_reward gen_len hit_token_limit entropy_estimate grad_norm seconds"
             values = "  ".join(f"{name} {row[name]:<6.3g}" for name in shown.split())
@@ -376,12 +403,20 @@ if __name__ == "__main__":
         elif not math.isfinite(loss + grad_norm):
             tqdm.write("warning: the gradient is not finite, the step is skipped: lower --learning_rate")
 
-        # ---- save: the adapter, then state.pt in one step; --resume reads only state.pt ----
-        if step % cfg.save_every == 0 or is_last:
-            run_config |= {"step": step, "finished": is_last}
-            save_adapter(model, tokenizer, cfg.output_dir, run_config)
-            state |= {"step": step, "seconds": row["seconds"], "log_sizes": [log.tell() for log in logs]}
-            torch.save(state | {"lora": trainable, "optimizer": optimizer.state_dict()}, f"{state_path}.tmp")
-            os.replace(f"{state_path}.tmp", state_path)  # a kill leaves the old state or the new one
+        # ---- save: logs and adapter, then state.pt in one step; --resume reads only state.pt ----
+        with stop_with(f"cannot write to {cfg.output_dir} (make room, then go on with --resume)"):
+            for log, lines in zip(logs, ([row], samples)):
+                log.writelines(json.dumps(line) + "\n" for line in lines)
+                log.flush()
+            if row.get("dev_pass_at_1", -1.0) > state["best"]:
+                state["best"] = row["dev_pass_at_1"]
+                save_adapter(model, tokenizer, f"{cfg.output_dir}/best", run_config | row)
+            if step % cfg.save_every == 0 or is_last:
+                run_config |= {"step": step, "finished": is_last}
+                save_adapter(model, tokenizer, cfg.output_dir, run_config)
+                state |= {"step": step, "seconds": row["seconds"], "log_sizes": [log.tell() for log in logs]}
+                weights = {"lora": trainable, "optimizer": optimizer.state_dict()}
+                torch.save(state | weights, f"{state_path}.tmp")
+                os.replace(f"{state_path}.tmp", state_path)  # a kill leaves the old state or the new one
     accelerator.end_training()
     sandbox.close()

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
 from transformers.optimization import get_linear_schedule_with_warmup
 
-from sandbox import read_tasks, reference
+from sandbox import encode_prompt, lock, lossy, read_tasks, reference, stop_with
 
 # ---- hyperparameters --------------------------------------------------------------------------------
 
@@ -49,6 +49,7 @@ class Config:
     lora_r: int = 8
     lora_alpha: int = 16
     lora_dropout: float = 0.05
+    target_modules: str = "all-linear"  # or names, as in "q_proj v_proj": the layers that get an adapter
     # -- optimisation --
     per_device_train_batch_size: int = 1  # rows per forward and backward pass, in each process
     gradient_accumulation_steps: int = 8  # passes per optimizer step
@@ -88,13 +89,13 @@ def load_base(model_name, device):
     if device != "cpu" and torch.cuda.is_available():
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    quantization = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
-    arguments = {"quantization_config": quantization, "dtype": dtype, "device_map": {"": device}}
-    try:
+    bnb = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
+    arguments = {"quantization_config": bnb, "dtype": dtype, "device_map": device, "use_safetensors": True}
+    with stop_with(f"cannot load {model_name} (offline: PROFILE=tiny; moved: mend adapter_config.json)"):
         tokenizer = AutoTokenizer.from_pretrained(model_name)
-        model = AutoModelForCausalLM.from_pretrained(model_name, **arguments, use_safetensors=True)
-    except Exception as error:  # each library raises its own
-        raise SystemExit(f"cannot load {model_name} (offline: PROFILE=tiny): {' '.join(str(error).split())}")
+        model, info = AutoModelForCausalLM.from_pretrained(model_name, **arguments, output_loading_info=True)
+        if info["missing_keys"]:  # transformers only warns, and makes random ones
+            raise ValueError(f"its files have no {', '.join(sorted(info['missing_keys'])[:3])}")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # masks come from lengths, not from ids
     if device == "cpu":
         model = model.dequantize()  # the same rounded weights, unpacked once and not at every use
@@ -121,7 +122,7 @@ def encode_row(tokenizer, task: dict, max_length: int) -> tuple[list[int], list[
         ids    = [BOS, def, f, ..., \\n, return, x, EOS]
         labels = [-100, -100, -100, ..., \\n, return, x, EOS]
     """
-    prompt_ids = tokenizer(task["prompt"].rstrip())["input_ids"]
+    prompt_ids = encode_prompt(tokenizer, task)
     solution_ids = tokenizer(reference(task), add_special_tokens=False)["input_ids"]
     solution_ids = [*solution_ids, tokenizer.eos_token_id]
     ids = prompt_ids + solution_ids
@@ -153,13 +154,15 @@ if __name__ == "__main__":
     is_main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
 
     tasks = read_tasks(cfg.train_path)
-    model, tokenizer = load_base(cfg.model_name, device)
-    text = "def f(x):\n    return x + 1"
-    if tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) != text:
+    is_folder = os.path.isdir(cfg.model_name)  # then the adapter keeps its full path
+    model, tokenizer = load_base(os.path.abspath(cfg.model_name) if is_folder else cfg.model_name, device)
+    if lossy(tokenizer, tasks) == tasks:
         raise SystemExit("the tokenizer of this model does not keep the text; try a newer transformers")
     lora = {"r": cfg.lora_r, "lora_alpha": cfg.lora_alpha, "lora_dropout": cfg.lora_dropout}
-    torch.manual_seed(cfg.seed)  # the same first adapter in every process
-    model = get_peft_model(model, LoraConfig(**lora, target_modules="all-linear", task_type="CAUSAL_LM"))
+    names = cfg.target_modules if cfg.target_modules == "all-linear" else cfg.target_modules.split()
+    torch.manual_seed(cfg.seed % 2**64)  # the same first adapter in every process
+    with stop_with("cannot add the adapter (--target_modules all-linear suits every model)"):
+        model = get_peft_model(model, LoraConfig(**lora, target_modules=names, task_type="CAUSAL_LM"))
     trainable = [p for p in model.parameters() if p.requires_grad]
     rows = [encode_row(tokenizer, task, cfg.max_length) for task in tasks]
     rows = [row for row in rows if max(row[1]) >= 0]  # a row without labels has a loss of NaN
@@ -177,7 +180,8 @@ if __name__ == "__main__":
     cut = sum(row[1][-1] != tokenizer.eos_token_id for row in rows)
     left_out = len(tasks) - len(rows)
     accelerator.print(f"{len(rows)} rows ({left_out} without a solution token left out, {cut} cut), {device}")
-    accelerator.print(f"{num_steps} steps x {rows_per_step} rows = {num_steps * rows_per_step} rows")
+    num_layers = len(model.base_model.targeted_module_names)
+    accelerator.print(f"{num_steps} steps x {rows_per_step} rows, with adapters on {num_layers} layers")
 
     may_change = "output_dir resume save_every report_to log_every per_device_train_batch_size".split()
     may_change.append("gradient_accumulation_steps")  # only their product matters, with the processes
@@ -200,11 +204,10 @@ if __name__ == "__main__":
         sys.exit()
     run_config = {**asdict(cfg), **settings, "method": "SFT"}
     if is_main:
-        try:
+        with stop_with(f"cannot write to --output_dir {cfg.output_dir}"):
             os.makedirs(cfg.output_dir, exist_ok=True)
             log = open(f"{cfg.output_dir}/sft_train_log.jsonl", "a")
-        except OSError as error:
-            raise SystemExit(f"cannot write to --output_dir {cfg.output_dir}: {error.strerror}")
+            lock(log)
         if state["step"] == 0:  # a new run: what an older one left must not be taken for its own
             state_path.unlink(missing_ok=True)
             Path(cfg.output_dir, "run_config.json").unlink(missing_ok=True)
@@ -219,7 +222,7 @@ if __name__ == "__main__":
         # divided by the labels of the whole step, so that the micro-batch size changes nothing
         num_labels = sum(label != -100 for _, labels in batch for label in labels)
         mine = batch[rank * rows_per_process :][:rows_per_process]
-        torch.manual_seed(1_000_003 * cfg.seed + step * world + rank)  # dropout
+        torch.manual_seed((1_000_003 * cfg.seed + step * world + rank) % 2**64)  # dropout
         optimizer.zero_grad()
         loss = torch.zeros((), device=device)
         for first in range(0, rows_per_process, cfg.per_device_train_batch_size):
@@ -242,20 +245,22 @@ if __name__ == "__main__":
         accelerator.log(row, step=step)
         if not is_main:
             continue
-        log.write(json.dumps(row) + "\n")
-        log.flush()
         if step % cfg.log_every == 0:
             values = f"loss {loss:7.4f}  lr {row['lr']:.1e}  grad_norm {grad_norm:6.3f}"
             tqdm.write(f"step {step:4d}  {values}  {row['seconds']:5.0f} s")
         if not math.isfinite(loss + grad_norm):
             tqdm.write("warning: the gradient is not finite, the step is skipped: lower --learning_rate")
 
-        # ---- save: the adapter, then state.pt in one step; --resume reads only state.pt ----
-        is_last = step == num_steps
-        if step % cfg.save_every == 0 or is_last:
-            run_config |= {"step": step, "finished": is_last}
-            save_adapter(model, tokenizer, cfg.output_dir, run_config)
-            state |= {"step": step, "seconds": row["seconds"], "log_size": log.tell()}
-            torch.save(state | {"lora": trainable, "optimizer": optimizer.state_dict()}, f"{state_path}.tmp")
-            os.replace(f"{state_path}.tmp", state_path)  # a kill leaves the old state or the new one
+        # ---- save: log and adapter, then state.pt in one step; --resume reads only state.pt ----
+        with stop_with(f"cannot write to {cfg.output_dir} (make room, then go on with --resume)"):
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+            is_last = step == num_steps
+            if step % cfg.save_every == 0 or is_last:
+                run_config |= {"step": step, "finished": is_last}
+                save_adapter(model, tokenizer, cfg.output_dir, run_config)
+                state |= {"step": step, "seconds": row["seconds"], "log_size": log.tell()}
+                weights = {"lora": trainable, "optimizer": optimizer.state_dict()}
+                torch.save(state | weights, f"{state_path}.tmp")
+                os.replace(f"{state_path}.tmp", state_path)  # a kill leaves the old state or the new one
     accelerator.end_training()

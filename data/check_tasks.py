@@ -3,14 +3,14 @@
     python data/check_tasks.py my_tasks.jsonl
     python data/check_tasks.py my_train.jsonl --test_path my_test.jsonl
 
-A task is wrong if its reference solution fails, if its test has no assert or passes for a stub such as
-`return []`, if its prompt holds the solution, or if it is a task of the evaluation: the same, or with 70 % of
-that task's 8-grams. Exit status: 0 if nothing is wrong, else 1. What it cannot find: a test that is too weak
-for more than a stub, a docstring that says something else, a paraphrase of a test task.
+A task is wrong if its reference solution fails, as it is or cut as in evaluation (with --tokenizer also
+encoded and decoded), if its test passes for a stub such as `return []`, if its prompt holds the solution, or
+if it is a task of the evaluation: the same, or with 70 % of that task's 8-grams. Exit status: 0 if nothing is
+wrong, else 1. What it cannot find: a test that is too weak for more than a stub, a docstring that says
+something else, a paraphrase of a test task.
 """
 
 import argparse
-import ast
 import hashlib
 import json
 import os
@@ -23,7 +23,17 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from sandbox import Sandbox, read_task_lines, read_tasks, reference, score  # noqa: E402
+from data.truncation import truncate  # noqa: E402
+from sandbox import (  # noqa: E402
+    Sandbox,
+    decoded,
+    lossy,
+    read_task_lines,
+    read_tasks,
+    reference,
+    score,
+    stop_with,
+)
 
 STUBS = "None", "True", "False", "0", "1", "-1", "''", "[]", "{}", "()", "set()", "args[0]"  # what it returns
 NGRAM, SHARED = 8, 0.7  # PaLM calls a task contaminated from here on (arXiv:2204.02311, section 8)
@@ -33,13 +43,6 @@ def stub(task, value):
     """A completion that defines the function, perhaps once more, to return the same for all arguments."""
     body = "\n    pass" if f"def {task['entry_point']}(" in task["prompt"] else ""  # in MBPP+ it is not
     return f"{body}\n\n\ndef {task['entry_point']}(*args, **kwargs):\n    return {value}\n"
-
-
-def has_assert(test):
-    """Whether a test can fail by itself: it has an assert, raises, or calls something like assertEqual."""
-    nodes = list(ast.walk(ast.parse(test)))
-    called = [ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)]
-    return any(isinstance(node, (ast.Assert, ast.Raise)) for node in nodes) or "assert" in " ".join(called)
 
 
 def leaks(task):
@@ -117,24 +120,25 @@ def overlaps(run_config: dict, test_path) -> list[dict]:
     return files
 
 
-def check(sandbox, tasks, test_paths, progress=None):
+def check(sandbox, tasks, test_paths, progress=None, tokenizer=None):
     """{task_id: what is wrong with it, a list of lines}; a task without mistakes is not in it."""
     wrong = defaultdict(list)
-    jobs = [(task, "reference", reference(task)) for task in tasks]
-    jobs += [
-        (task, value, stub(task, value)) for task in tasks if has_assert(task["test"]) for value in STUBS
-    ]
+    jobs = [(task, "fails", reference(task)) for task in tasks]
+    jobs += [(task, "fails once it is cut", truncate(task, reference(task))) for task in tasks]
+    if tokenizer:
+        again = [(task, decoded(tokenizer, task)) for task in lossy(tokenizer, tasks)]
+        jobs += [(task, "fails once it is encoded and decoded", text) for task, text in again]
+    jobs += [(task, f"return {value}", stub(task, value)) for task in tasks for value in STUBS]
     results = score(sandbox, [task for task, _, _ in jobs], [text for _, _, text in jobs], progress)
     passing = defaultdict(list)  # of a task: what its stubs return that pass
-    for (task, value, _), result in zip(jobs, results):
-        if value == "reference" and result.outcome != "passed":
-            wrong[task["task_id"]].append(f"its reference fails: {result.outcome}: {result.message}")
-        if value != "reference" and result.outcome == "passed":
-            passing[task["task_id"]].append(f"return {value}")
+    for (task, kind, _), result in zip(jobs, results):
+        name = task["task_id"]
+        if kind.startswith("fails") and result.outcome != "passed" and name not in wrong:
+            wrong[name].append(f"its reference {kind}: {result.outcome}: {result.message}")
+        if kind.startswith("return") and result.outcome == "passed":
+            passing[name].append(kind)
     for task in tasks:
         name = task["task_id"]
-        if not has_assert(task["test"]):
-            wrong[name].append("its test has no assert")
         if passing[name]:
             wrong[name].append(f"its test passes for a stub: {' or '.join(passing[name])}")
         if leaks(task):
@@ -151,15 +155,22 @@ if __name__ == "__main__":
     default = [str(path) for path in sorted(HERE.glob("*_test.jsonl"))]
     parser.add_argument("--test_path", nargs="*", default=default, help="evaluation files to compare with")
     parser.add_argument("--time_limit", type=float, default=5.0, help="seconds per program")
+    parser.add_argument("--tokenizer", help="model folder or hub name: does it keep the references?")
     args = parser.parse_args()
 
     tasks, mistakes = read_task_lines(args.path)
     for path in args.test_path:
         read_tasks(path)  # ends here if it cannot be read
     total = len(tasks) + len(mistakes)
-    bar = tqdm(total=len(tasks) * (1 + len(STUBS)), desc="programs", disable=not sys.stderr.isatty())
+    bar = tqdm(total=len(tasks) * (2 + len(STUBS)), desc="programs", disable=not sys.stderr.isatty())
+    tokenizer = None
+    if args.tokenizer:
+        from transformers import AutoTokenizer  # slow to import, and seldom needed
+
+        with stop_with(f"cannot load the tokenizer of {args.tokenizer}"):
+            tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     with bar, Sandbox(timeout=args.time_limit, tasks=tasks) as sandbox:
-        wrong = check(sandbox, tasks, args.test_path, bar.update)
+        wrong = check(sandbox, tasks, args.test_path, bar.update, tokenizer)
     for number, mistake in mistakes.items():
         print(f"line {number}: {mistake}")
     for name, lines in wrong.items():

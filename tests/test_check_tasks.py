@@ -72,7 +72,7 @@ def test_each_mistake_is_named(tmp_path):
         "my/fails: its reference fails: failed: assert candidate(3) == 6",
         "my/crashes: its reference fails: exception: NameError: name 'y' is not defined",
         "my/zero: its test passes for a stub: return False or return 0 or return args[0]",
-        "my/silent: its test has no assert",
+        "line 5: its test cannot be used: it has no assert",
         "my/whole: its test passes for a stub: return False or return 0 or return args[0]",
         "my/leak: its prompt holds the solution",
         f"my/twin: 100% of the 8-grams of test task exam/1 in {tmp_path}/exam.jsonl are in it",

@@ -147,24 +147,6 @@ def test_random_numbers_belong_to_the_sample():
     assert first not in others and all(0 <= x < 1 for x in first)
 
 
-# ---- stop words ----
-
-
-def test_truncate_cuts_at_the_first_stop_word():
-    task, body = MINI[0], "\n    return x\n"
-    assert ev.truncate(task, body) == body
-    assert ev.truncate(task, body + "\n\ndef g():\n    pass\nclass A: pass") == body + "\n"
-    assert ev.truncate(task, body + "print(1)") == body[:-1]
-    for word in ("class", "def", "#", "@", "print", "if", "```", "import", "from", "assert"):
-        assert ev.truncate(task, body + word + " x") == body[:-1]
-    assert ev.truncate(task, "\n    if x:\n        return 1\n") == "\n    if x:\n        return 1\n"
-
-
-def test_truncated_reference_is_the_reference():
-    for task in MINI:
-        assert ev.truncate(task, reference(task)) == reference(task)
-
-
 # ---- task files ----
 
 # The form of the hub's evalplus/humanevalplus and evalplus/mbppplus, rebuilt.
@@ -271,7 +253,7 @@ def test_a_test_that_does_not_compile_is_found_before_generation(folder):
     rows = copy.deepcopy(MINI[:3])
     rows[2]["test"] = "def check(candidate):\n    assert candidate(1) =="
     write(folder / "tasks.jsonl", rows)
-    assert "line 3: its test does not compile" in refusal(folder)
+    assert "line 3: its test cannot be used: invalid syntax" in refusal(folder)
     assert not (folder / "results").exists()
 
 
@@ -362,7 +344,7 @@ def test_samples_and_their_files(folder):
     assert [protocol[name] for name in ("temperature", "top_p", "seed", "n_samples")] == [0.8, 0.9, 42, 3]
     data_hash = hashlib.sha256((folder / "tasks.jsonl").read_bytes()).hexdigest()
     assert protocol["dataset_sha256"] == data_hash
-    named = {"stop_words", "quantization", "precision", "max_new_tokens", "time_limit", "versions"}
+    named = {"truncation", "quantization", "precision", "max_new_tokens", "time_limit", "versions"}
     assert named <= set(protocol)
     assert {"python", "torch", "transformers", "peft", "bitsandbytes"} == set(protocol["versions"])
     assert metrics["model_sha256"] == ev.sha256(BASE)
@@ -705,3 +687,35 @@ def test_overlap_follows_the_adapters_back(tmp_path):
     (tmp_path / "run_config.json").write_text(json.dumps(rl))  # its own predecessor
     assert len(overlaps(rl, test_file)) == 9
     assert overlaps({}, test_file) == []
+
+
+# ---- two at once, and terminals ----
+
+
+def test_a_second_evaluation_of_the_same_name_is_refused(folder):
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print('', flush=True)"
+    )
+    (folder / "results").mkdir()
+    path = folder / "results/base_unfinished.jsonl"
+    command = [sys.executable, "-c", code + "; sys.stdin.read()", str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as other:
+        other.stdout.readline()
+        assert refusal(folder, "--resume").endswith("BlockingIOError: another run is writing there")
+        other.stdin.close()
+    assert path.read_bytes() == b""
+    evaluate(folder, "--resume")
+
+
+def test_text_that_the_terminal_cannot_show(folder):
+    task = {**MINI[0], "task_id": "Fünf/0"}
+    write(folder / "tasks.jsonl", [task])
+    command = f"eval_humaneval.py --model_path {BASE} --data_path {folder}/tasks.jsonl --max_new_tokens 4"
+    command += f" --results_dir {folder}/results --exp_name größe --debug_first_n 1"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    arguments = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run([sys.executable, *command.split()], **arguments)
+    assert done.returncode == 0, done.stderr
+    assert r"F\xfcnf/0" in done.stdout and r"gr\xf6\xdfe, truncated" in done.stdout
+    assert (folder / "results/größe_metrics.json").is_file()

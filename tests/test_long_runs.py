@@ -3,6 +3,7 @@
 Each run is a process; all but one are forked from a server that has done the imports: 7 s less each.
 """
 
+import fcntl
 import importlib.util
 import json
 import multiprocessing
@@ -295,6 +296,44 @@ def test_resume_of_a_finished_run_does_nothing(whole, method):
     code, output = run(*train(method, whole[method], "--resume"))
     assert code == 0 and f"{whole[method]} is finished" in output, output
     assert before == content(whole[method])
+
+
+# ---- no room, no place --------------------------------------------------------------------------------
+
+
+def limit_files(size):
+    """What a full disk does to larger files, from the first step on: the sandbox has files, too."""
+    step = torch.optim.AdamW.step
+
+    def last_step(optimizer, *arguments):
+        step(optimizer, *arguments)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))  # Python turns the signal into an OSError
+
+    torch.optim.AdamW.step = last_step
+
+
+@pytest.mark.parametrize("method, part", [("rl", "adapter"), ("sft", "adapter"), ("ppo", "state")])
+def test_disk_full_ends_in_one_line_and_resume_goes_on(work, whole, method, part):
+    folder = work / f"{method}_{part}_full"
+    room = {"adapter": 10_000, "state": 10_000 + len(adapter(whole[method]))}[part]
+    code, output = run(*train(method, folder), limit_files, room)
+    last = output.splitlines()[-1]
+    assert code == 1 and "Traceback" not in output, output
+    assert last.startswith(f"cannot write to {folder} (make room, then go on with --resume): ")
+    assert run(*train(method, folder, "--resume"))[0] == 0
+    assert_equal_runs(method, folder, whole[method])
+
+
+@pytest.mark.parametrize("method", LOGS)
+def test_a_second_run_in_the_same_folder_is_refused(work, whole, method):
+    folder = copy(whole[method], f"{method}_locked")
+    before = content(folder)
+    with open(folder / LOGS[method], "a") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)  # as the other run does
+        code, output = run(*train(method, folder))
+    assert code == 1 and "Traceback" not in output
+    assert output.splitlines()[-1].endswith(f"{folder}: BlockingIOError: another run is writing there")
+    assert content(folder) == before
 
 
 # ---- dev split ----------------------------------------------------------------------------------------

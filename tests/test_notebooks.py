@@ -114,7 +114,7 @@ def test_run_magic_gives_the_result_of_the_pasted_cell(notebook, work):
 
 def test_mistake_ends_in_one_line(notebook):
     kind, text = error_of(notebook["wrong_path"])
-    assert kind == "SystemExit" and "nowhere is not an adapter folder" in text and "\n" not in text
+    assert kind == "SystemExit" and "nowhere as an adapter" in text and "\n" not in text
     assert error_of(notebook["wrong_flag"]) == ("SystemExit", "2")
     assert "unrecognized arguments: --num_updats 1" in text_of(notebook["wrong_flag"])
 

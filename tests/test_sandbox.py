@@ -137,11 +137,11 @@ TWISTS = [
     ("no assert at all, right", RIGHT, UNCHECKED, "passed"),
     ("no assert at all, wrong", WRONG, UNCHECKED, "exception"),
     ("subclass as base", "    import collections as c\n    return c.Counter({1: 2})\n", KINDS, "passed"),
-    ("no check", RIGHT, "x = 1\n", "exception"),
+    ("no check", RIGHT, "assert 1\n", "exception"),
     ("test leaves", RIGHT, "raise SystemExit(0)\n", "exception"),
     ("test has an add of its own", WRONG, "def add(a, b):\n    return a + b\n" + TEST, "failed"),
-    ("test has a syntax error later", RIGHT, "def check(candidate):\n    eval('(')\n", "exception"),
-    ("test hangs", RIGHT, "def check(candidate):\n    while True: pass\n", "timeout"),
+    ("test has a syntax error later", RIGHT, "def check(candidate):\n    assert eval('(')\n", "exception"),
+    ("test hangs", RIGHT, "def check(candidate):\n    while True: pass\n    assert 1\n", "timeout"),
     ("test does not compile", RIGHT, "def check(:\n", "error"),
 ]
 
@@ -762,7 +762,11 @@ BROKEN_FILES = [
     ("blank lines", b"\n \n", "no task"),
     ("broken json", lines(TASK) + b"\n{'a': 1}\n", "line 3: not JSON"),
     ("cut short", lines(TASK)[:-9], "line 1: not JSON"),
-    ("not an object", b"[1]\n", "line 1.*task_id"),
+    ("not an object", b"1\n", "line 1.*task_id"),
+    ("an array", json.dumps([TASK] * 164).encode(), "one JSON object; this is an array of 164"),
+    ("an array over lines", json.dumps([TASK] * 3, indent=2).encode(), "this is an array of 3"),
+    ("an object over lines", json.dumps(TASK, indent=2).encode(), "this is one object over several lines"),
+    ("no assert", lines({**TASK, "test": "def check(f):\n    f(1, 2)\n"}), "line 1.*has no assert"),
     ("no test", lines(TASK, without("test")), "line 2.*test"),
     ("number as prompt", lines({**TASK, "prompt": 3}), "line 1.*prompt"),
     ("null entry point", lines({**TASK, "entry_point": None}), "line 1.*entry_point"),
@@ -827,15 +831,80 @@ def test_preflight_stops(sandbox):
     with pytest.raises(SystemExit, match="cheat passes for W "):
         preflight(sandbox, tasks + [weak])
     untested = {**TASK, "task_id": "U", "test": "def check(:\n"}
-    with pytest.raises(SystemExit, match=r"sandbox itself failed on U .*error.*compile") as stop:
+    with pytest.raises(SystemExit, match=r"sandbox itself failed on U .*error.*cannot be used") as stop:
         preflight(sandbox, tasks + [untested])
     assert "\n" not in str(stop.value)
 
 
-@pytest.mark.parametrize("test", ["assert candidate", "candidate == 1", "candidate(1, 2)"])
+CHECKS_NOTHING = {
+    "assert candidate": "a cheat passes for T/0 ",
+    "candidate == 1": "failed on T/0 .*it has no assert",
+    "candidate(1, 2)": "failed on T/0 .*it has no assert",
+}
+
+
+@pytest.mark.parametrize("test", CHECKS_NOTHING)
 def test_preflight_finds_tests_that_check_nothing(sandbox, test):
-    with pytest.raises(SystemExit, match="cheat passes for T/0 "):
+    with pytest.raises(SystemExit, match=CHECKS_NOTHING[test]):
         preflight(sandbox, [{**TASK, "test": f"def check(candidate):\n    {test}\n"}])
+
+
+class Upper:
+    """A tokenizer that does not keep the text."""
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": text.upper()}
+
+    def decode(self, ids, skip_special_tokens):
+        return ids
+
+
+def test_preflight_runs_what_the_tokenizer_and_the_cut_leave_of_a_reference(sandbox):
+    tasks = [{**TASK, "task_id": f"T/{i}"} for i in range(3)]
+    with pytest.raises(SystemExit, match="encoded or cut, the reference fails of T/0, T/1, T/2 .*syntax"):
+        preflight(sandbox, tasks, Upper())
+    cuts = {"T/0": RIGHT, "T/1": "\n    return 3\n", "T/2": RIGHT + "\n"}
+    with pytest.raises(SystemExit, match="encoded or cut, the reference fails of T/1 .*failed"):
+        preflight(sandbox, tasks, cut=lambda task, _: "\n" + cuts[task["task_id"]])
+
+
+# -- whatever the caller's flags -----------------------------------------------------------------------------
+
+VERDICTS = """import sandbox
+with sandbox.Sandbox(workers=1, timeout=1, wrapper=(), require=()) as box:
+    for value in 4, 1:
+        code = f"def f(x):\\n    'doc'\\n    assert x == 3\\n    return {value} if f.__doc__ else 0"
+        print(box.check(code, "def check(c):\\n    assert c(3) == 4", "f").outcome, end=" ")
+        print(box.check_asserts(code, ["assert f(3) == 4"]).outcome, end=" ")
+        print(box.check_io(code, [([3], 4)], "f").outcome, end=" ")
+    print(box.check(code, "def check(c):\\n    assert c(4) == 4", "f").outcome)
+"""
+AS_EVER = "passed passed passed failed failed failed exception"
+
+
+@pytest.mark.parametrize("flag", ["", "-O", "-OO", "PYTHONOPTIMIZE=1"])
+def test_flags_of_the_caller_change_no_verdict(flag):
+    environment = {**os.environ, "PYTHONOPTIMIZE": flag.partition("=")[2]}
+    command = [sys.executable, *[flag] * flag.startswith("-"), "-c", VERDICTS]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == AS_EVER, done.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize("folders", ["/tmp", "/tmp /dev/shm"])
+def test_read_only_tmp(folders, tmp_path):
+    """As in a container with a read-only root; TMPDIR says where there is room."""
+    (tmp_path / "check.py").write_text(VERDICTS)
+    (tmp_path / "room").mkdir()
+    mounts = " && ".join(f"mount -t tmpfs -o ro none {folder}" for folder in folders.split())
+    python = f"PYTHONPATH={ROOT} TMPDIR={tmp_path}/room {sys.executable} {tmp_path}/check.py"
+    keep = f"mount --bind {tmp_path} /mnt"  # it lies below /tmp
+    python = python.replace(str(tmp_path), "/mnt")
+    command = ["unshare", "--mount", "sh", "-c", f"{keep} && {mounts} && {python}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("no mount namespaces here")
+    assert done.stdout.strip() == AS_EVER, done.stderr
 
 
 # -- HumanEval -----------------------------------------------------------------------------------------------

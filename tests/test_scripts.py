@@ -350,6 +350,18 @@ def test_sign_by_length(work):
     assert turned > 0 and log[0]["sign_by_length"] == pytest.approx(turned)  # completions differ in length
 
 
+SEED = 1764203022123456789  # a time stamp in nanoseconds; times 1,000,003 it has more than 64 bits
+
+
+def test_a_seed_as_long_as_a_time_stamp(work):
+    sft = {"model_name": BASE, "output_dir": work / "seed_sft", "max_steps": 1, "seed": SEED}
+    run_here("train_sft_lora.py", train_path=work / "train.jsonl", **sft)
+    for method, steps in ("rl", "num_steps"), ("ppo", "num_updates"):
+        train_here(work, method, "seed", **{steps: 1, "seed": SEED})
+    flags = {"model_path": work / "sft", "data_path": work / "test.jsonl", "results_dir": work / "seed"}
+    run_here("eval_humaneval.py", **flags, temperature=0.8, max_new_tokens=8, seed=SEED)
+
+
 # ---- other models -------------------------------------------------------------------------------------
 
 
@@ -449,7 +461,7 @@ def of_sft(work, adapter):
 
 def test_folder_that_is_no_adapter(work):
     message = message_of("train_ppo_lora.py", *of_sft(work, BASE))
-    assert "is not an adapter folder" in message and "train_sft_lora.py" in message
+    assert f"cannot load {BASE} as an adapter" in message and "adapter_model.safetensors" in message
 
 
 def test_adapter_of_another_base_model(work):
@@ -465,7 +477,7 @@ def test_adapter_of_another_base_model(work):
     adapter_config["base_model_name_or_path"] = str(other)
     (adapter / "adapter_config.json").write_text(json.dumps(adapter_config))
     message = message_of("train_rl_lora.py", *of_sft(work, adapter))
-    assert f"cannot load {adapter} on its base" in message
+    assert f"cannot load {adapter} as an adapter on its base" in message
 
 
 def test_damaged_adapter(work):
@@ -479,7 +491,8 @@ def test_adapter_that_only_pickle_could_read(work):
     """peft would unpickle it, which runs code from the file."""
     shutil.copytree(work / "sft", work / "pickled")
     (work / "pickled/adapter_model.safetensors").rename(work / "pickled/adapter_model.bin")
-    assert "is not an adapter folder" in message_of("train_ppo_lora.py", *of_sft(work, work / "pickled"))
+    message = message_of("train_ppo_lora.py", *of_sft(work, work / "pickled"))
+    assert f"cannot load {work}/pickled as an adapter" in message and "No such file" in message
 
 
 def test_output_folder_is_the_input(work):

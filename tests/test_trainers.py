@@ -1,7 +1,9 @@
 """Tokens, masks, log-probabilities, advantages and losses of the scripts, on the tiny model in 4 bit."""
 
 import copy
+import errno
 import math
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from transformers import PreTrainedModel
 import train_ppo_lora as ppo
 import train_rl_lora as rl
 import train_sft_lora as sft
-from sandbox import Result, read_tasks, reference
+from sandbox import Result, encode_prompt, read_tasks, reference
 
 TASKS = read_tasks(ROOT / "data/mini_dev.jsonl")
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -30,11 +32,6 @@ def add_adapter(base, dropout=0.05):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     return model
-
-
-def encode(tokenizer, task):
-    """As in all scripts: tests/test_copies.py finds no other expression in them."""
-    return tokenizer(task["prompt"].rstrip())["input_ids"]
 
 
 def uniform_numbers(*shape):
@@ -58,7 +55,7 @@ def policy():
 def samples(policy):
     """Samples of six tasks; lengths differ."""
     model, tokenizer = policy
-    prompt_ids = [encode(tokenizer, task) for task in TASKS[:6]]
+    prompt_ids = [encode_prompt(tokenizer, task) for task in TASKS[:6]]
     completion_ids = sample(model, tokenizer, prompt_ids, 48, uniform_numbers(6, 48))
     assert len(set(map(len, prompt_ids))) > 1 and len(set(map(len, completion_ids))) > 1
     return [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids)]
@@ -114,7 +111,7 @@ def test_adapter_survives_saving_and_only_lora_is_trained_in_float32(policy, tmp
     ppo.save_adapter(model, tokenizer, tmp_path, {"finished": True})
     again, _ = ppo.load_adapter(str(tmp_path), "cpu", is_trainable=True)
     plain = PeftModel.from_pretrained(ppo.load_base(str(ROOT / "data/tiny_coder"), "cpu")[0], tmp_path)
-    ids = torch.tensor([encode(tokenizer, TASKS[0])])
+    ids = torch.tensor([encode_prompt(tokenizer, TASKS[0])])
     expected = model.eval()(ids).logits
     assert torch.equal(again.eval()(ids).logits, expected)
     assert torch.equal(plain.eval()(ids).logits, expected)
@@ -127,8 +124,9 @@ def test_half_written_adapter_is_not_called_complete(policy, tmp_path, monkeypat
     model, tokenizer = policy
     ppo.save_adapter(model, tokenizer, tmp_path, {"finished": True})
     assert (tmp_path / "run_config.json").is_file()
-    monkeypatch.setattr(model, "save_pretrained", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(tokenizer, "save_pretrained", MagicMock(side_effect=full))
+    with pytest.raises(OSError, match="No space left"):
         ppo.save_adapter(model, tokenizer, tmp_path, {"finished": True})
     assert not (tmp_path / "run_config.json").exists()
 
@@ -150,8 +148,8 @@ def test_sft_labels(policy):
     _, tokenizer = policy
     for task in TASKS:
         ids, labels = sft.encode_row(tokenizer, task, 1024)
-        first = len(encode(tokenizer, task))
-        assert ids[:first] == encode(tokenizer, task)
+        first = len(encode_prompt(tokenizer, task))
+        assert ids[:first] == encode_prompt(tokenizer, task)
         assert labels[:first] == [-100] * first
         assert labels[first:] == ids[first:]
         assert labels[-1] == tokenizer.eos_token_id
@@ -252,7 +250,7 @@ def test_rollout_masks_positions_and_stops_paying_for_ended_rows(policy):
 def test_sampling_inverts_the_cumulative_distribution(policy, temperature, top_p):
     """A slow reference: one sequence at a time, no cache, no padding, all 1024 tokens (no top_k of 50)."""
     model, tokenizer = policy
-    prompt_ids = [encode(tokenizer, task) for task in TASKS[:3]]
+    prompt_ids = [encode_prompt(tokenizer, task) for task in TASKS[:3]]
     uniform = uniform_numbers(3, 12)
     model.eval()
     expected = []
@@ -284,14 +282,14 @@ def test_nothing_is_sampled_from_logits_that_are_not_finite(policy, bad):
     try:
         for uniform in uniform_numbers(1, 4), None:
             with pytest.raises(SystemExit, match=r"not finite.* lower --learning_rate"):
-                sample(model, tokenizer, [encode(tokenizer, TASKS[0])], 4, uniform)
+                sample(model, tokenizer, [encode_prompt(tokenizer, TASKS[0])], 4, uniform)
     finally:
         broken.remove()
 
 
 def test_completions_do_not_depend_on_the_batch(policy):
     model, tokenizer = policy
-    prompt_ids = [encode(tokenizer, task) for task in TASKS[:2] for _ in range(3)]
+    prompt_ids = [encode_prompt(tokenizer, task) for task in TASKS[:2] for _ in range(3)]
     uniform = uniform_numbers(6, 24)
     together = sample(model, tokenizer, prompt_ids, 24, uniform)
     apart = [sample(model, tokenizer, [ids], 24, uniform[i : i + 1])[0] for i, ids in enumerate(prompt_ids)]
@@ -386,7 +384,9 @@ def test_logprobs_of_a_completion_that_retokenises_differently(policy):
     letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "return"] + [tokenizer.eos_token_id]
     text = tokenizer.decode(letters, skip_special_tokens=True)
     assert tokenizer(text, add_special_tokens=False)["input_ids"] != letters[:-1]
-    samples = [{"prompt_ids": encode(tokenizer, TASKS[0]), "completion_ids": letters, "completion": text}]
+    samples = [
+        {"prompt_ids": encode_prompt(tokenizer, TASKS[0]), "completion_ids": letters, "completion": text}
+    ]
     logprobs, mask = ppo.completion_logprobs(model, tokenizer, samples, 1.0)
     assert_logprobs_equal(samples, logprobs, mask, slow_logprobs(model, samples, 1.0))
 
