@@ -236,18 +236,17 @@ def check_model(model, tokenizer, prompt_ids, score=None):
         greedy = dict(generate(model, tokenizer, prompts, 8))
         token = next((token for token in greedy[0] if token not in greedy[1]), greedy[0][-1])
         stop = SimpleNamespace(pad=tokenizer.pad, eos_token_id=token)  # now row 0 leaves, and row 1 goes on
-        completions = dict(generate(model, stop, prompts, 8))
-        samples = [{"prompt_ids": prompts[i], "completion_ids": completions[i]} for i in (0, 1)]
-        for i, sample in enumerate(samples):
-            ids = torch.tensor([sample["prompt_ids"] + sample["completion_ids"]], device=model.device)
-            logits = model(ids).logits[0, len(sample["prompt_ids"]) - 1 : -1].float()  # (C, V)
+        greedy = dict(generate(model, stop, prompts, 8))
+        for i, prompt in enumerate(prompts):
+            ids = torch.tensor([prompt + greedy[i]], device=model.device)
+            logits = model(ids).logits[0, len(prompt) - 1 : -1].float()  # (C, V)
             logprobs = logits.log_softmax(-1)
-            chosen = logprobs.gather(-1, ids[0, len(sample["prompt_ids"]) :, None]).squeeze(-1)  # (C,)
-            errors = [logprobs.amax(-1) - chosen]
+            errors = logprobs.amax(-1) - logprobs.gather(-1, ids[0, len(prompt) :, None]).squeeze(-1)  # (C,)
             if score:
+                samples = [{"prompt_ids": prompts[j], "completion_ids": greedy[j]} for j in (0, 1)]
                 scored, mask = score(model, tokenizer, samples, 1.0)
-                errors.append(scored[i][mask[i] > 0] - chosen)
-            if not torch.stack(errors).abs().max() <= tolerance * logits.std():
+                errors += (scored[i][mask[i] > 0] - logprobs.amax(-1)).abs()
+            if not errors.max() <= tolerance * logits.std():
                 raise ValueError("generated tokens or their log-probs are not those of the model's forward")
 
 

@@ -178,10 +178,9 @@ if __name__ == "__main__":
     optimizer = torch.optim.AdamW(trainable, lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
     scheduler = get_linear_schedule_with_warmup(optimizer, math.ceil(cfg.warmup_ratio * num_steps), num_steps)
     cut = sum(row[1][-1] != tokenizer.eos_token_id for row in rows)
-    left_out = len(tasks) - len(rows)
-    accelerator.print(f"{len(rows)} rows ({left_out} without a solution token left out, {cut} cut), {device}")
-    num_layers = len(model.base_model.targeted_module_names)
-    accelerator.print(f"{num_steps} steps x {rows_per_step} rows, with adapters on {num_layers} layers")
+    accelerator.print(f"{len(rows)} of {len(tasks)} rows have a solution token, {cut} are cut; on {device}")
+    num_adapted = len(model.targeted_module_names)
+    accelerator.print(f"{num_steps} steps x {rows_per_step} rows, adapters on {num_adapted} layers")
 
     may_change = "output_dir resume save_every report_to log_every per_device_train_batch_size".split()
     may_change.append("gradient_accumulation_steps")  # only their product matters, with the processes

@@ -64,13 +64,13 @@ def end_line(body: list[ast.stmt], entry_point: str, first_new_line: int) -> int
         answer.append(node)
     if not any(entry_point in bound(node) for node in answer):
         return 0
-    needed, last = {entry_point, "*"}, 0
-    for _ in answer:  # each round may add names that statements before or after it bind
+    needed, size = {entry_point, "*"}, 0
+    while len(needed) > size:  # it may need what stands after it
+        size = len(needed)
         for node in answer:
             if bound(node) & needed:
                 needed |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
-                last = max(last, node.end_lineno or 0)
-    return last
+    return max(node.end_lineno or 0 for node in answer if bound(node) & needed)
 
 
 def truncate(task: dict, completion: str) -> str:
@@ -84,7 +84,7 @@ def truncate(task: dict, completion: str) -> str:
     if not last:
         return by_stop_words(task, completion)
     is_whole = n == len(lines) and last == tree.body[-1].end_lineno
-    return completion if is_whole else "".join(lines[:last])[len(head) :]
+    return completion if is_whole else "".join(lines[:last])[len(head) :].rstrip("\r\n")
 
 
 def by_stop_words(task: dict, completion: str) -> str:

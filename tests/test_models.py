@@ -413,7 +413,7 @@ def test_target_modules(trained, tmp_path, target_modules, count):
     flags = ["--train_path", trained / "train.jsonl", "--output_dir", tmp_path, "--max_steps", 1]
     flags += ["--model_name", BASE, "--target_modules", target_modules]
     done = run_script("train_sft_lora.py", *flags)
-    assert f"with adapters on {count} layers" in done.stdout, done.stderr
+    assert f"adapters on {count} layers" in done.stdout, done.stderr
     assert len(load_file(tmp_path / "adapter_model.safetensors")) == 2 * count
 
 

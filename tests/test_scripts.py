@@ -538,7 +538,7 @@ def test_negative_max_steps_is_off_and_rows_that_are_too_long_are_counted(work):
     assert step == len(lines(work / "epochs/sft_train_log.jsonl")) == 1
     eos = done.variables["tokenizer"].eos_token_id
     cut = sum(row[0][-1] != eos for row in rows)
-    assert f"{len(rows)} rows ({24 - len(rows)} without a solution token left out, {cut} cut)" in done.stdout
+    assert f"{len(rows)} of 24 rows have a solution token, {cut} are cut" in done.stdout
     assert 0 < cut < len(rows) and all(max(labels) >= 0 for _, labels in rows)
 
 
