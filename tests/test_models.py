@@ -199,14 +199,6 @@ def rename(adapter, old, new):
     save_file({name.replace(old, new): value for name, value in load_file(path).items()}, path)
 
 
-DAMAGES = {
-    "another name for the layers": lambda adapter: rename(adapter, "model.layers", "transformer.h"),
-    "saved while compiled": lambda adapter: rename(adapter, "base_model.model", "base_model._orig_mod.model"),
-    "one layer is missing": lambda adapter: rename(adapter, "layers.3.", "layers.4."),
-    "a layer that the model lacks": lambda adapter: add_layer(adapter),
-}
-
-
 def add_layer(adapter):
     path = adapter / "adapter_model.safetensors"
     tensors = load_file(path)
@@ -216,6 +208,14 @@ def add_layer(adapter):
         if ".3." in name
     }
     save_file(tensors | extra, path)
+
+
+DAMAGES = {
+    "another name for the layers": lambda adapter: rename(adapter, "model.layers", "transformer.h"),
+    "saved while compiled": lambda adapter: rename(adapter, "base_model.model", "base_model._orig_mod.model"),
+    "one layer is missing": lambda adapter: rename(adapter, "layers.3.", "layers.4."),
+    "a layer that the model lacks": add_layer,
+}
 
 
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")
@@ -234,6 +234,7 @@ LORAS = {
     "some layers": {"layers_to_transform": [1, 2], "target_modules": ["q_proj", "v_proj"]},
     "a head of its own": {"modules_to_save": ["lm_head"]},
     "with biases": {"bias": "lora_only"},
+    "pissa": {"init_lora_weights": "pissa"},  # it changes the base's weights, the same way again
 }
 
 
@@ -245,7 +246,7 @@ def test_other_adapters_load_train_and_save_whole(tmp_path, name):
     model = peft.get_peft_model(base, config)
     with torch.no_grad():
         for parameter in (p for p in model.parameters() if p.requires_grad):
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter.add_(0.05 * torch.randn_like(parameter))
     expected = forward(model.eval(), PROMPTS[0])
     model.save_pretrained(tmp_path / "one")
     again, tokenizer = ppo.load_adapter(str(tmp_path / "one"), "cpu", is_trainable=True)
@@ -295,7 +296,7 @@ def test_the_tokenizer_of_the_adapter_is_used(adapter):
     own.eos_token = own.convert_ids_to_tokens(7)
     own.save_pretrained(adapter)
     for script in ppo, rl, ev:
-        model, tokenizer = script.load_adapter(str(adapter), "cpu")
+        _, tokenizer = script.load_adapter(str(adapter), "cpu")
         assert tokenizer.eos_token_id == 7 != TOKENIZER.eos_token_id
     (adapter / "tokenizer_config.json").unlink()
     assert ppo.load_adapter(str(adapter), "cpu")[1].eos_token_id == TOKENIZER.eos_token_id
