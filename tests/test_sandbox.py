@@ -861,10 +861,10 @@ class Upper:
 
 def test_preflight_runs_what_the_tokenizer_and_the_cut_leave_of_a_reference(sandbox):
     tasks = [{**TASK, "task_id": f"T/{i}"} for i in range(3)]
-    with pytest.raises(SystemExit, match="encoded or cut, the reference fails of T/0, T/1, T/2 .*syntax"):
+    with pytest.raises(SystemExit, match=r"encoded or cut, the reference fails of T/0, T/1, T/2 .*syntax"):
         preflight(sandbox, tasks, Upper())
     cuts = {"T/0": RIGHT, "T/1": "\n    return 3\n", "T/2": RIGHT + "\n"}
-    with pytest.raises(SystemExit, match="encoded or cut, the reference fails of T/1 .*failed"):
+    with pytest.raises(SystemExit, match=r"encoded or cut, the reference fails of T/1 .*failed"):
         preflight(sandbox, tasks, cut=lambda task, _: "\n" + cuts[task["task_id"]])
 
 
