@@ -74,10 +74,8 @@ def read_metrics(path):
                 raise ValueError(f"{run[field]} is no interval")
         for field in "outcomes", "outcomes_truncated":
             counts = run[field] or {"passed": 1}
-            are_counts = all(type(n) is int and 0 <= n < 1e9 for n in counts.values()) and sum(
-                counts.values()
-            )
-            if not are_counts or counts.keys() - report.OUTCOMES.keys():
+            are_counts = all(type(n) is int and 0 <= n < 1e9 for n in counts.values())
+            if not are_counts or not any(counts.values()) or counts.keys() - report.OUTCOMES.keys():
                 raise ValueError(f"{counts} are not counts of outcomes")
     except (OSError, LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
         reason = f"{field} is missing or broken ({type(error).__name__}: {error})"
@@ -122,8 +120,7 @@ def figures(rows: list[dict]) -> dict:
     metrics = dict.fromkeys([*OPTIONAL, "avg_gen_len"])
     metrics |= {"num_tasks": len({row["task_id"] for row in rows}), "num_samples": len(rows)}
     for ending in "", "_truncated":
-        rates = pass_rates(rows, f"passed{ending}")
-        if rates:
+        if rates := pass_rates(rows, f"passed{ending}"):
             metrics[f"num_pass{ending}"] = sum(row[f"passed{ending}"] for row in rows)
             metrics[f"pass_at_1{ending}"] = sum(rates.values()) / len(rates)
         if all(row.get(f"outcome{ending}") in report.OUTCOMES for row in rows):
@@ -196,10 +193,9 @@ def compare(a: dict, b: dict) -> dict | None:
     "p" is McNemar's exact test if each task has one completion, else a permutation test; then "interval" is
     that of the mean change, by a bootstrap over tasks (percentile). "text" says it all in words.
     """
-    if not a["rows"] or not b["rows"] or len({data_of(run) for run in (a, b)} - {None}) > 1:
-        return None
-    before, after = pass_rates(a["rows"], "passed"), pass_rates(b["rows"], "passed")
-    if not before or not after or before.keys() != after.keys():
+    task_files = {data_of(run) for run in (a, b)} - {None}
+    before, after = (pass_rates(run["rows"] or [], "passed") for run in (a, b))
+    if len(task_files) > 1 or not before or not after or before.keys() != after.keys():
         return None
     change = np.array([after[task_id] - before[task_id] for task_id in before])
     pair = {"a": a["exp_name"], "b": b["exp_name"], "num_tasks": len(change), "change": change.mean().item()}
@@ -320,8 +316,7 @@ def notes(runs: list[dict], pairs: list[dict]) -> list[str]:
         f"With {sizes} tasks one pass@1 carries a standard error of up to {100 * error:.1f} points "
         "(sqrt(p (1 - p) / n)). Intervals do not tell whether two runs differ; the paired tests do."
     )
-    left_out = math.comb(len(runs), 2) - len(pairs)
-    if left_out:
+    if left_out := math.comb(len(runs), 2) - len(pairs):
         lines.append(f"{left_out} pairs are not compared: other tasks, or no *_per_task.jsonl.")
     if len(pairs) > 1:  # at most so many: an exact test of few tasks errs on the safe side
         by_chance = f"about {len(pairs) / 20:.1f} would seem real even if no two runs differed"

@@ -22,17 +22,12 @@ from sandbox import read_tasks
 matplotlib.use("Agg")  # draws without a display
 import matplotlib.pyplot as plt
 
-STYLE = {"savefig.dpi": 150, "savefig.bbox": "tight", "figure.constrained_layout.use": True}
-STYLE |= {"axes.grid": True, "axes.axisbelow": True, "grid.color": "0.9", "legend.frameon": False}
-STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 9}
-plt.rcParams.update(STYLE)
+plt.rcParams.update({"savefig.dpi": 150, "savefig.bbox": "tight", "figure.constrained_layout.use": True})
+plt.rcParams.update({"axes.grid": True, "axes.axisbelow": True, "grid.color": "0.9", "legend.frameon": False})
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 9})
 
-METHODS = {
-    "base": "0.5",
-    "SFT": "tab:green",
-    "REINFORCE": "tab:orange",
-    "PPO": "tab:blue",
-}  # order and colour
+# In the order of the table: colour in scores.png.
+METHODS = {"base": "0.5", "SFT": "tab:green", "REINFORCE": "tab:orange", "PPO": "tab:blue"}
 PANELS: dict[str, tuple] = {  # label in the learning curves: factor, the field in the log of PPO or REINFORCE
     "pass rate (%)": (100, "avg_base_reward", "base_reward"),
     "dev pass@1 (%)": (100, "dev_pass_at_1"),  # greedy, with --dev_path
