@@ -30,7 +30,7 @@ import numpy as np
 from scipy.stats import binomtest, bootstrap, permutation_test
 
 import report
-from report import METHODS, data_of, interval, is_number
+from report import METHODS, data_of, interval, is_number, name_of, path_of
 
 REQUIRED = {"exp_name": str, "num_tasks": int, "num_pass": int, "pass_at_1": float, "avg_gen_len": float}
 OPTIONAL = {
@@ -142,7 +142,7 @@ def read_run(path):
     rows = read_rows(rows_path)
     recomputed = {**figures(rows), "rows": rows}
     if not metrics_path.exists():
-        return {**recomputed, "exp_name": Path(stem).name}
+        return {**recomputed, "exp_name": name_of(Path(stem).name)}
     run = {**read_metrics(metrics_path), "rows": rows}
     for field, value in recomputed.items():
         if value is None or run[field] is None or run[field] == value:
@@ -155,9 +155,9 @@ def read_run(path):
 def read_log(run):
     """The records of the run's training log; none for the base model or if the folder has moved."""
     try:
-        path = Path(run["model_path"]) / LOGS[run["method"]]
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except (KeyError, OSError, TypeError):
+        path = path_of(run["model_path"]) / LOGS[run["method"]]
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+    except (KeyError, OSError, AttributeError):
         return []
     records = []
     for line in lines:
@@ -172,7 +172,8 @@ def training_run(folder):
     """A run without metrics, for its curves; None if the folder holds no log of REINFORCE or PPO."""
     for method in ("REINFORCE", "PPO"):
         if (folder / LOGS[method]).is_file():
-            return {"exp_name": folder.resolve().name, "method": method, "model_path": str(folder)}
+            folder = folder.resolve()
+            return {"exp_name": name_of(folder.name), "method": method, "model_path": name_of(folder)}
     return None
 
 
@@ -349,13 +350,15 @@ if __name__ == "__main__":
     names = [run["exp_name"] for run in runs]
     for run, stem in zip(runs, files):
         if names.count(run["exp_name"]) > 1:  # from two folders
-            run["exp_name"] = stem
+            run["exp_name"] = name_of(stem)
     runs.sort(key=lambda run: ((*METHODS, run["method"]).index(run["method"]), run["exp_name"]))
-    evaluated = [Path(run["model_path"]).resolve() for run in runs if run["model_path"]]
-    training = [run for run in training if Path(run["model_path"]).resolve() not in evaluated]
+    evaluated = [path_of(run["model_path"]).resolve() for run in runs if run["model_path"]]
+    training = [run for run in training if path_of(run["model_path"]).resolve() not in evaluated]
     logs = [read_log(run) for run in runs + training]
     pairs = [pair for pair in (compare(a, b) for a, b in combinations(runs, 2)) if pair]
 
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has not, and shows every character
+        sys.stdout.reconfigure(errors="backslashreplace")
     results_dir = Path(args.results_dir)
     try:
         results_dir.mkdir(parents=True, exist_ok=True)
@@ -367,9 +370,10 @@ if __name__ == "__main__":
             if len(pairs) == 1:
                 lines += [f"- {word}: {', '.join(pairs[0][word]) or 'none'}" for word in ("gained", "lost")]
             text = "\n\n".join([markdown_table(table), *remarks, "\n".join(lines)]).rstrip()
+            lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
+            (results_dir / "results.md").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+            (results_dir / "pairs.jsonl").write_text(lines, encoding="utf-8")
             print(text)
-            (results_dir / "results.md").write_text(text + "\n", encoding="utf-8")
-            (results_dir / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
             plots.append(report.plot_scores(runs, results_dir / "scores.png"))
             plots.append(report.plot_outcomes(runs, results_dir / "outcomes.png"))
         plots.append(report.plot_learning_curves(runs + training, logs, results_dir / "learning_curves.png"))

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -53,6 +54,16 @@ CAPTIONS = {
 SHOWN_SAMPLES = 5  # of each task and run; the files hold all
 
 
+def name_of(path) -> str:
+    """A path as the text of its UTF-8 bytes, whatever the locale."""
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+def path_of(name: str) -> Path:
+    """The path of such a text: name_of backwards."""
+    return Path(os.fsdecode(name.encode("utf-8", "surrogateescape")))
+
+
 # ---- plots ----
 def is_number(value) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
@@ -69,7 +80,7 @@ def interval(run: dict, ending: str = "") -> list[float] | None:
 
 def as_text(name: str) -> str:
     """A name as matplotlib shows it literally: "$" is no maths, and a leading "_" does not hide it."""
-    return " " + name.replace("$", r"\$")
+    return " " + name.replace("$", r"\$").encode(errors="replace").decode()
 
 
 def finish(figure, path):
@@ -228,7 +239,7 @@ def data_of(run: dict) -> str | None:
 def prompts(run):
     """{task_id: prompt} of a run's task file, if that is still what it was evaluated on."""
     try:
-        path = Path(run["data_path"] or "")
+        path = path_of(run["data_path"] or "")
         if data_of(run) == hashlib.sha256(path.read_bytes()).hexdigest():
             return {task["task_id"]: task["prompt"].rstrip() for task in read_tasks(path)}
     except OSError:

@@ -1,8 +1,13 @@
 """compare_runs.py: table, paired tests, notes and curves against numbers by hand; every refusal."""
 
+import hashlib
+import io
 import json
+import os
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stdout
 
 import pytest
 from conftest import ROOT, run_script
@@ -47,9 +52,10 @@ def compare(folder, *arguments):
     return run_script("compare_runs.py", *arguments, cwd=folder)
 
 
-def compare_in_a_process(folder, *arguments):
+def compare_in_a_process(folder, *arguments, **environment):
     command = [sys.executable, str(ROOT / "compare_runs.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    env = {**os.environ, **environment}
+    return subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", env=env)
 
 
 def cells(text):
@@ -154,6 +160,69 @@ def test_optional_fields_may_be_missing(tmp_path):
     header = done.stdout.splitlines()[0]
     assert "method" in header and "truncated" not in header and "wall time" not in header
     assert_picture(tmp_path / "results/scores.png")
+
+
+def named(folder):
+    """Two runs, one of them in progress, with names, paths and tasks that ASCII cannot hold."""
+    fields = {"num_tasks": 2, "num_pass": 1, "num_pass_truncated": 1, "pass_at_1_truncated": 0.5}
+    fields |= {"avg_gen_len": 10.0, "method": "PPO", "data_path": "tâches.jsonl"}
+    rows = [row | {"task_id": "ü→" + row["task_id"]} for row in tasks("01")]
+    task = {"prompt": "# né", "canonical_solution": "", "test": "def check(f): f()", "entry_point": "f"}
+    text = "".join(json.dumps({"task_id": row["task_id"], **task}) + "\n" for row in rows)
+    (folder / "tâches.jsonl").write_text(text)
+    protocol = {"dataset_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    metrics(folder, "é→1", **fields, protocol=protocol)
+    write_rows(folder, "é→1", rows)
+    write_rows(folder, "é→2", [row | {"passed": True} for row in rows])
+    for name in "é→1", "é→3":
+        log(folder, name, "ppo_train_log.jsonl", {"avg_base_reward": 0.5, "batch_size": 4, "seconds": 61})
+    return folder
+
+
+def assert_written_in_utf8(folder):
+    text = (folder / "results/results.md").read_text(encoding="utf-8")
+    assert [row[0] for row in cells(text)] == ["é→1", "é→2"]
+    assert "- é→2 solves 1 more of 2 than é→1; " in text and "- gained: ü→T/0\n" in text
+    assert cells(text)[0][-1] == "1:01"  # so its log was found
+    assert (folder / "results/learning_curves.png").is_file()
+
+
+def test_a_locale_that_is_not_utf8(tmp_path):
+    """There Python reads names of files as surrogates, and prints and writes ASCII unless it is told."""
+    named(tmp_path)
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    arguments = "results", "adapters/é→3", "--html"
+    done = compare_in_a_process(tmp_path, *arguments, **locale)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"- gained: \xfc\u2192T/0" in done.stdout
+    assert_written_in_utf8(tmp_path)
+    page = (tmp_path / "results/report.html").read_text(encoding="utf-8")
+    assert json.dumps(["é→1", "é→2"]) in page
+    assert json.dumps("# né") in page  # the task file was found, too
+    written = {path: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+    assert compare(tmp_path, *arguments).returncode == 0  # in our own locale, which is UTF-8
+    assert written == {path: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+
+
+def test_a_terminal_that_lacks_characters(tmp_path, monkeypatch):
+    monkeypatch.chdir(named(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["compare_runs.py"])
+    with redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="cp1252")) as out:
+        runpy.run_path(str(ROOT / "compare_runs.py"), run_name="__main__")
+        out.seek(0)
+        assert r"- gained: ü\u2192T/0" in out.read()
+    assert_written_in_utf8(tmp_path)
+
+
+def test_a_file_name_that_is_no_text(tmp_path):
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    (folder / "ppo_train_log.jsonl").write_text('{"avg_base_reward": 0.5}')
+    write_rows(tmp_path, os.fsdecode(b"\xfe"), tasks("01"))
+    done = compare(tmp_path, "results", folder)
+    assert done.returncode == 0, done.stderr
+    assert r"| \udcfe" in (tmp_path / "results/results.md").read_text(encoding="utf-8")
+    assert_picture(tmp_path / "results/learning_curves.png")
 
 
 def test_log_without_its_half_written_line(four_runs):
