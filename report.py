@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -22,17 +23,11 @@ from sandbox import read_tasks
 matplotlib.use("Agg")  # draws without a display
 import matplotlib.pyplot as plt
 
-STYLE = {"savefig.dpi": 150, "savefig.bbox": "tight", "figure.constrained_layout.use": True}
-STYLE |= {"axes.grid": True, "axes.axisbelow": True, "grid.color": "0.9", "legend.frameon": False}
-STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 9}
-plt.rcParams.update(STYLE)
+plt.rcParams.update({"savefig.dpi": 150, "savefig.bbox": "tight", "figure.constrained_layout.use": True})
+plt.rcParams.update({"axes.grid": True, "axes.axisbelow": True, "grid.color": "0.9", "legend.frameon": False})
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 9})
 
-METHODS = {
-    "base": "0.5",
-    "SFT": "tab:green",
-    "REINFORCE": "tab:orange",
-    "PPO": "tab:blue",
-}  # order and colour
+METHODS = {"base": "0.5", "SFT": "tab:green", "REINFORCE": "tab:orange", "PPO": "tab:blue"}  # order, colour
 PANELS: dict[str, tuple] = {  # label in the learning curves: factor, the field in the log of PPO or REINFORCE
     "pass rate (%)": (100, "avg_base_reward", "base_reward"),
     "dev pass@1 (%)": (100, "dev_pass_at_1"),  # greedy, with --dev_path
@@ -50,17 +45,26 @@ OUTCOMES = {  # in the order of the bars: label, colour
     "violation": ("violation", "#555555"),
 }
 CAPTIONS = {
-    "scores.png": "pass@1 and length of each run. Filled: as generated, with its 95 % interval. "
-    "Hollow: cut at the first stop word.",
+    "scores.png": "pass@1 and length. Filled: as generated, with 95 % interval. Hollow: cut at stop words.",
     "outcomes.png": "What became of the completions. Thick bars: as generated; thin bars: cut.",
     "learning_curves.png": "Training: pass rate, length and size of the updates, from the logs.",
 }
 SHOWN_SAMPLES = 5  # of each task and run; the files hold all
 
 
+def name_of(path) -> str:
+    """A path as the text of its UTF-8 bytes, whatever the locale."""
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+def path_of(name: str) -> Path:
+    """The path of such a text: name_of backwards."""
+    return Path(os.fsdecode(name.encode("utf-8", "surrogateescape")))
+
+
 # ---- plots ----
 def is_number(value) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and abs(value) < 1e15  # NaN is not, nor is what no float holds
 
 
 def interval(run: dict, ending: str = "") -> list[float] | None:
@@ -74,7 +78,7 @@ def interval(run: dict, ending: str = "") -> list[float] | None:
 
 def as_text(name: str) -> str:
     """A name as matplotlib shows it literally: "$" is no maths, and a leading "_" does not hide it."""
-    return " " + name.replace("$", r"\$")
+    return " " + name.replace("$", r"\$").encode(errors="replace").decode()
 
 
 def finish(figure, path):
@@ -105,9 +109,7 @@ def plot_scores(runs, path):
     scores.plot([], [], "o", color="0.3", label="truncated: cut at stop words", **hollow)
     figure.legend(loc="outside upper center", ncols=3)
     scores.set_yticks(range(len(runs)), [as_text(run["exp_name"]) for run in runs])
-    scores.set_ylim(len(runs) - 0.4, -0.6)  # the first run on top
-    scores.set_xlim(-2, 102)
-    scores.set_xlabel("pass@1 (%)")
+    scores.set(xlim=(-2, 102), ylim=(len(runs) - 0.4, -0.6), xlabel="pass@1 (%)")  # the first run on top
     lengths.margins(x=0.25)  # room for the numbers
     lengths.set_xlabel("average length (tokens)")
     return finish(figure, path)
@@ -132,15 +134,13 @@ def plot_outcomes(runs, path):
     figure.legend([bars[name] for name in names], labels, loc="outside upper center", ncols=4)
     axes.set_yticks(range(len(runs)), [as_text(run["exp_name"]) for run in runs])
     axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("completions (%); thick bars: as generated, thin bars: truncated")
+    axes.set(xlim=(0, 100), xlabel="completions (%); thick bars: as generated, thin bars: truncated")
     return finish(figure, path)
 
 
 def first_number(record: dict, fields) -> float | None:
     """The first finite number among these fields of a log record, or None."""
-    values = [record.get(field) for field in fields]
-    return next((value for value in values if is_number(value)), None)
+    return next((record[field] for field in fields if is_number(record.get(field))), None)
 
 
 def learning_curves(log: list[dict]) -> dict[str, np.ndarray]:
@@ -168,12 +168,11 @@ def draw_curve(axes, curves, color):
     smooth = [moving_average(curve) for curve in curves]
     shortest = min(curve.shape[1] for curve in smooth)  # a seed that still trains
     samples, values = np.stack([curve[:, :shortest] for curve in smooth], axis=1)  # (seeds, shortest) each
-    marker = "o" if shortest == 1 else None
     if len(curves) == 1:
         axes.plot(*curves[0], color=color, linewidth=0.7, alpha=0.25)
     x, low, high = samples.mean(axis=0), values.min(axis=0), values.max(axis=0)
     axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
-    axes.plot(x, values.mean(axis=0), color=color, linewidth=1.8, marker=marker)
+    axes.plot(x, values.mean(axis=0), color=color, linewidth=1.8, marker="o" if shortest == 1 else None)
 
 
 def plot_learning_curves(runs, logs, path):
@@ -202,9 +201,7 @@ def plot_learning_curves(runs, logs, path):
             if drawn := [seed[panel] for seed in seeds if panel in seed]:
                 draw_curve(axes, drawn, color)
         axes.set_title(panel, fontsize=10)
-        axes.set_xlabel("sampled completions")
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        axes.set(xlabel="sampled completions", xlim=(0, None), ylim=(0, None))
     ncols = 1 if len(groups) <= 4 else 2  # low enough to stay below the curves
     grid[0, 0].legend(loc="lower right", ncols=ncols, fontsize=7, handlelength=1, frameon=True)
     smoothing = "Lines: mean over the last tenth of a run's updates (fewer at its start)"
@@ -233,7 +230,7 @@ def data_of(run: dict) -> str | None:
 def prompts(run):
     """{task_id: prompt} of a run's task file, if that is still what it was evaluated on."""
     try:
-        path = Path(run["data_path"] or "")
+        path = path_of(run["data_path"] or "")
         if data_of(run) == hashlib.sha256(path.read_bytes()).hexdigest():
             return {task["task_id"]: task["prompt"].rstrip() for task in read_tasks(path)}
     except OSError:

@@ -67,7 +67,7 @@ def draw(panels, labels, runs, path):
 
 
 if __name__ == "__main__":
-    lines = (ROOT / "results/tiny/failures.jsonl").read_text().splitlines()
+    lines = (ROOT / "results/tiny/failures.jsonl").read_text(encoding="utf-8").splitlines()
     runs = {run["name"]: run["log"] for run in map(json.loads, lines)}
     for name, (panels, labels) in IMAGES.items():
         draw(panels, labels, runs, ROOT / f"docs/images/{name}.png")

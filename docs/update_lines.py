@@ -17,7 +17,7 @@ COUNT = re.compile(r"^\| `([\w./]+)` \| \d+ \|", re.M)
 
 def line_of(code, path):
     """The number of the line that defines this name or holds this code; SystemExit if none or several do."""
-    lines = list(enumerate(path.read_text().splitlines(), 1))
+    lines = list(enumerate(path.read_text(encoding="utf-8").splitlines(), 1))
     defined = [n for n, line in lines if re.match(rf"(def|class) {re.escape(code)}\b", line)]
     numbers = defined or [n for n, line in lines if code in line]
     if len(numbers) != 1:
@@ -33,13 +33,13 @@ def updated(page):
         return f"[`{code}`]({path}#L{line_of(code, (page.parent / path).resolve())})"
 
     def count(match):
-        lines = (ROOT / match[1]).read_text().splitlines()
+        lines = (ROOT / match[1]).read_text(encoding="utf-8").splitlines()
         return f"| `{match[1]}` | {sum(bool(line.strip()) for line in lines)} |"
 
-    text = LINK.sub(link, page.read_text())
+    text = LINK.sub(link, page.read_text(encoding="utf-8"))
     return COUNT.sub(count, text) if page.name == "README.md" else text
 
 
 if __name__ == "__main__":
     for page in PAGES:
-        page.write_text(updated(page))
+        page.write_text(updated(page), encoding="utf-8")

