@@ -14,7 +14,7 @@ Writes  results.md, pairs.jsonl (tasks gained and lost), scores.png, outcomes.pn
 Two runs solve the same tasks, so they are compared task by task: by McNemar's exact test (McNemar 1947),
 which asks whether chance would gain and lose so unequally many; or, with several completions per task, by a
 permutation test, with a bootstrap interval over tasks. The tasks that B gains are split: if A also solves one
-once its completion is cut at the first stop word, B gains it only because it stops; otherwise B's code is
+once its completion is cut after its answer, B gains it only because it stops; otherwise B's code is
 right where A's was wrong.
 """
 

@@ -45,7 +45,7 @@ OUTCOMES = {  # in the order of the bars: label, colour
     "violation": ("violation", "#555555"),
 }
 CAPTIONS = {
-    "scores.png": "pass@1 and length. Filled: as generated, with 95 % interval. Hollow: cut at stop words.",
+    "scores.png": "pass@1 and length. Filled: as generated, with 95 % interval. Hollow: truncated.",
     "outcomes.png": "What became of the completions. Thick bars: as generated; thin bars: cut.",
     "learning_curves.png": "Training: pass rate, length and size of the updates, from the logs.",
 }
@@ -106,7 +106,7 @@ def plot_scores(runs, path):
             lengths.bar_label(lengths.barh(y, run["avg_gen_len"], 0.5, color=color), fmt="%.0f", padding=3)
     scores.plot([], [], "o", color="0.3", markersize=5, label="raw: as generated")
     scores.plot([], [], color="0.3", label="its 95 % interval", **bar)
-    scores.plot([], [], "o", color="0.3", label="truncated: cut at stop words", **hollow)
+    scores.plot([], [], "o", color="0.3", label="truncated: cut after the answer", **hollow)
     figure.legend(loc="outside upper center", ncols=3)
     scores.set_yticks(range(len(runs)), [as_text(run["exp_name"]) for run in runs])
     scores.set(xlim=(-2, 102), ylim=(len(runs) - 0.4, -0.6), xlabel="pass@1 (%)")  # the first run on top
@@ -242,7 +242,7 @@ def shown(row: dict) -> dict:
     """What the page shows of one completion, as a dict."""
     completion = row.get("completion", "")
     kept = completion[: row.get("cut_at", len(completion))]
-    # The newline at the beginning ends the last line of the prompt; "cut" lines stand before the stop word.
+    # The newline at the beginning ends the last line of the prompt; "cut" lines are the answer.
     entry = {"code": completion.removeprefix("\n"), "is_cut": kept != completion}
     entry["cut"] = kept.removeprefix("\n").count("\n") + 1 if kept else 0
     fields = "outcome outcome_truncated message message_truncated gen_len passed passed_truncated"

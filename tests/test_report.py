@@ -257,7 +257,7 @@ def test_filters(hostile, opened):
 
 
 def test_side_by_side(hostile, opened):
-    """Of T/0, what stop words cut is faint; T/3 is equal on both sides; of T/1 each has its own line."""
+    """Of T/0, what is cut is faint; T/3 is equal on both sides; of T/1 each has its own line."""
     page = opened(hostile)
     page.locator("#b").select_option("1")
     assert page.locator(".columns pre").nth(0).locator(".gone").all_text_contents() == ["print(1)", ""]
