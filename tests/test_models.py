@@ -210,10 +210,16 @@ def add_layer(adapter):
     save_file(tensors | extra, path)
 
 
+def drop_layer(adapter):
+    path = adapter / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if ".3." not in name}, path)
+
+
 DAMAGES = {
     "another name for the layers": lambda adapter: rename(adapter, "model.layers", "transformer.h"),
     "saved while compiled": lambda adapter: rename(adapter, "base_model.model", "base_model._orig_mod.model"),
-    "one layer is missing": lambda adapter: rename(adapter, "layers.3.", "layers.4."),
+    "one layer is another": lambda adapter: rename(adapter, "layers.3.", "layers.4."),
+    "one layer is missing": drop_layer,
     "a layer that the model lacks": add_layer,
 }
 

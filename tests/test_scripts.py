@@ -350,7 +350,7 @@ def test_sign_by_length(work):
     assert turned > 0 and log[0]["sign_by_length"] == pytest.approx(turned)  # completions differ in length
 
 
-SEED = 1764203022123456789  # a time stamp in nanoseconds; times 1,000,003 it has more than 64 bits
+SEED = 20261127013000123456  # date, time and microseconds: more than 64 bits
 
 
 def test_a_seed_as_long_as_a_time_stamp(work):
