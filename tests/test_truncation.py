@@ -25,7 +25,7 @@ KEPT = {  # what is all answer
     "a comment at column 0": "\n# first\n    y = x\n# then\n    return y\n",
     "statements at column 0 in a string": '\n    s = """\nif x:\n# y\nf()\n"""\n    return x\n',
     "helpers after it": "\n    return g(x)\n\n\ndef g(x):\n    return h(x) + ONE - 1\n\nh = abs\nONE = 1\n",
-    "helpers of helpers": "\n return b(x)\ndef a(x):\n return c(x)\ndef b(x):\n return a(x)\ndef c(x):\n return x\n",
+    "helpers of helpers": "\n    return b(x)\n\na = lambda x: c(x)\nb = lambda x: a(x)\nc = abs\n",
     "an import after it": "\n    return math.floor(x)\n\n\nimport math\n",
     "a star import after it": "\n    return floor(x)\n\n\nfrom math import *\n",
     "the header once more": "\n\n\ndef f (x):\n    return x\n",
