@@ -17,7 +17,6 @@ it has ended, <exp_name>_unfinished.jsonl (what is generated so far; --resume co
 import hashlib
 import json
 import math
-import os
 import platform
 import random
 import re
@@ -42,7 +41,7 @@ from transformers.generation import TopPLogitsWarper
 
 from data.check_tasks import overlaps, read_run_config
 from data.truncation import truncate
-from sandbox import Sandbox, encode_prompt, lock, lossy, preflight, read_tasks, start_scoring, stop_with
+from sandbox import Sandbox, encode_prompt, lossy, open_log, preflight, read_tasks, start_scoring, stop_with
 
 # ---- hyperparameters --------------------------------------------------------------------------------
 
@@ -171,10 +170,8 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
 
 @torch.no_grad()
 def check_model(model, tokenizer, prompt_ids, score=None):
-    """SystemExit unless generate, and score, agree with the plain forward on the two extremes of prompt_ids.
-
-    Not every architecture can be padded on the left, or lose rows of its cache: recurrent ones cannot.
-    """
+    """SystemExit unless generate, and score, agree with the plain forward on the two extremes of prompt_ids:
+    not every architecture can be padded on the left or lose rows of its cache."""
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # in standard deviations of the logits
     with stop_with(f"models of type {model.config.model_type} cannot be used here"):
         prompts = [min(prompt_ids, key=len), max(prompt_ids, key=len)]
@@ -362,9 +359,7 @@ if __name__ == "__main__":
     # ---- generate, and score while others are generated -------------------------------------------------
     start = time.time()
     with stop_with(f"cannot write to --results_dir {cfg.results_dir}"):
-        os.makedirs(cfg.results_dir, exist_ok=True)
-        file = open(unfinished, "a", encoding="utf-8")
-        lock(file)
+        file = open_log(unfinished)
     file.truncate(size)
     if size == 0:
         file.write(json.dumps({**identity, **protocol}) + "\n")

@@ -496,14 +496,17 @@ def stop_with(message: str):
         raise SystemExit(f"{message}: {text[:400]}") from None
 
 
-def lock(file):
-    """Keep other processes out of a folder by a lock on its log, while that is open; or BlockingIOError."""
+def open_log(path):
+    """Open a log to append to it, and its folder; BlockingIOError while another process has it open."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    file = open(path, "a", encoding="utf-8")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise BlockingIOError("another run is writing there") from None
     except OSError:  # a file system without locks
-        return
+        return file
+    return file
 
 
 def job(task: dict, completion: str) -> tuple[str, str, str, str]:

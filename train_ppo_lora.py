@@ -12,15 +12,13 @@ baseline), no entropy bonus, no KL term, one ratio per completion (--ratio_level
     python train_ppo_lora.py --sft_model checkpoints/NAME_sft --output_dir checkpoints/NAME_ppo
 
 Reads an adapter made by train_sft_lora.py and a task file with the fields of HumanEval. Writes to
---output_dir: the adapter and its tokenizer, run_config.json, ppo_train_log.jsonl (a line per update),
-samples.jsonl (a line per completion), state.pt (for --resume after Ctrl-C or kill -9) and, with --dev_path,
-best/ (the adapter with the best dev score).
+--output_dir: the adapter and its tokenizer, run_config.json, ppo_train_log.jsonl, samples.jsonl, state.pt
+(for --resume after Ctrl-C or kill -9) and, with --dev_path, best/ (the adapter with the best dev score).
 """
 
 import hashlib
 import json
 import math
-import os
 import random
 import sys
 import time
@@ -34,12 +32,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
 from transformers.generation import TopPLogitsWarper
 
-from sandbox import Sandbox, encode_prompt, lock, preflight, read_tasks, start_scoring, stop_with
+from sandbox import Sandbox, encode_prompt, open_log, preflight, read_tasks, start_scoring, stop_with
 
 # ---- hyperparameters ----------------------------------------------------------------------------------
 
@@ -226,10 +223,8 @@ def completion_logprobs(model, tokenizer, samples, temperature):
 
 @torch.no_grad()
 def check_model(model, tokenizer, prompt_ids, score=None):
-    """SystemExit unless generate, and score, agree with the plain forward on the two extremes of prompt_ids.
-
-    Not every architecture can be padded on the left, or lose rows of its cache: recurrent ones cannot.
-    """
+    """SystemExit unless generate, and score, agree with the plain forward on the two extremes of prompt_ids:
+    not every architecture can be padded on the left or lose rows of its cache."""
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # in standard deviations of the logits
     with stop_with(f"models of type {model.config.model_type} cannot be used here"):
         prompts = [min(prompt_ids, key=len), max(prompt_ids, key=len)]
@@ -253,21 +248,21 @@ def check_model(model, tokenizer, prompt_ids, score=None):
 # ---- advantages and loss ------------------------------------------------------------------------------
 
 
-def normalized_advantages(rewards: Tensor, eps: float = 1e-8) -> Tensor:
+def normalized_advantages(rewards: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
     """(rewards - mean) / (std + eps), (B,); zeros where all are equal, as noise / eps would be large."""
     if rewards.max() - rewards.min() < 1e-6:
         return torch.zeros_like(rewards)
     return (rewards - rewards.mean()) / (rewards.std() + eps)
 
 
-def ppo_loss(logprobs: Tensor, old_logprobs, completion_mask, advantages: Tensor, clip_range, ratio_level):
+def ppo_loss(logprobs, old_logprobs, completion_mask, advantages, clip_range, ratio_level):
     """-min(ratio * A, clip(ratio) * A), summed; eq. 7 of the PPO paper with the sign of a loss.
 
     logprobs, old_logprobs, completion_mask: (B, C); advantages: (B,). Returns the loss summed over
     completions ("sequence") or over completion tokens ("token"), the log-ratios (B,) or (B, C), and where the
     clipped term is the smaller one. The caller divides by the completions or tokens of the whole batch.
     """
-    log_ratio: Tensor = (logprobs - old_logprobs) * completion_mask
+    log_ratio = (logprobs - old_logprobs) * completion_mask
     if ratio_level == "sequence":
         log_ratio = log_ratio.sum(-1)  # (B,)
     else:
@@ -333,9 +328,7 @@ if __name__ == "__main__":
     if is_main:
         print(f"sandbox: {sandbox.report}\n{preflight(sandbox, tasks + dev_tasks, tokenizer)}")
         with stop_with(f"cannot write to --output_dir {cfg.output_dir}"):
-            os.makedirs(cfg.output_dir, exist_ok=True)
-            logs = [open(f"{cfg.output_dir}/{name}.jsonl", "a") for name in ("ppo_train_log", "samples")]
-            lock(logs[0])
+            logs = [open_log(f"{cfg.output_dir}/{name}.jsonl") for name in ("ppo_train_log", "samples")]
         if state["update"] == 0:  # a new run: what an older one left must not be taken for its own
             for name in "state.pt", "run_config.json", "best/adapter_model.safetensors":
                 Path(cfg.output_dir, name).unlink(missing_ok=True)
@@ -366,9 +359,7 @@ if __name__ == "__main__":
         # ---- update: still in eval mode, set by generate; with dropout no ratio would be 1 ----
         my_samples = samples[mine]
         my_samples.sort(key=lambda s: (len(s["prompt_ids"]) + s["gen_len"], s["prompt_ids"]))  # less padding
-        firsts = range(0, len(my_samples), cfg.micro_batch_size)
-        mbs = [my_samples[first : first + cfg.micro_batch_size] for first in firsts]
-        old_logprobs = {}  # k: log-probs of micro-batch k under pi_old, (mb, C); from the first epoch
+        old_logprobs = {}  # of each micro-batch under pi_old, (mb, C); from the first epoch
         num_tokens = gen_len.sum().item()
         count = cfg.batch_size if cfg.ratio_level == "sequence" else num_tokens
         epoch_stats = []
@@ -376,9 +367,10 @@ if __name__ == "__main__":
             optimizer.zero_grad()
             sums = torch.zeros(4, device=device)  # loss, clipped ratios, KL, -log-probs
             max_log_ratio = torch.zeros((), device=device)
-            for k, mb in enumerate(mbs):
+            for first in range(0, len(my_samples), cfg.micro_batch_size):
+                mb = my_samples[first : first + cfg.micro_batch_size]
                 logprobs, mask = completion_logprobs(model, tokenizer, mb, cfg.temperature)  # (mb, C)
-                old = old_logprobs.setdefault(k, logprobs.detach())  # set in epoch 0, where the ratio is 1
+                old = old_logprobs.setdefault(first, logprobs.detach())  # in epoch 0 the ratio is 1
                 A = torch.tensor([sample["advantage"] for sample in mb], device=device)  # (mb,)
                 loss, log_ratio, clipped = ppo_loss(logprobs, old, mask, A, cfg.clip_range, cfg.ratio_level)
                 (loss / count).backward()  # per micro-batch, so that only one graph is in memory
@@ -427,8 +419,7 @@ if __name__ == "__main__":
         accelerator.log(row, step=update)
         if not is_main:
             continue
-        for sample in samples:
-            del sample["prompt_ids"], sample["completion_ids"]  # not for the log
+        texts = [{name: x for name, x in sample.items() if "_ids" not in name} for sample in samples]
         if update % cfg.log_every == 0:
             shown = "avg_reward avg_base_reward avg_gen_len hit_token_limit clip_frac approx_kl seconds"
             values = "  ".join(f"{name} {row[name]:<6.3g}" for name in shown.split())
@@ -440,7 +431,7 @@ if __name__ == "__main__":
 
         # ---- save: logs and adapter, then state.pt in one step; --resume reads only state.pt ----
         with stop_with(f"cannot write to {cfg.output_dir} (make room, then go on with --resume)"):
-            for log, lines in zip(logs, ([row], samples)):
+            for log, lines in zip(logs, ([row], texts)):
                 log.writelines(json.dumps(line) + "\n" for line in lines)
                 log.flush()
             if row.get("dev_pass_at_1", -1.0) > state["best"]:
@@ -456,6 +447,6 @@ if __name__ == "__main__":
                 }
                 weights = {"lora": trainable, "optimizer": optimizer.state_dict()}
                 torch.save(state | weights, f"{state_path}.tmp")
-                os.replace(f"{state_path}.tmp", state_path)  # a kill leaves the old state or the new one
+                Path(f"{state_path}.tmp").replace(state_path)  # a kill leaves the old state or the new one
     accelerator.end_training()
     sandbox.close()

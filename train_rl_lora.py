@@ -17,7 +17,6 @@ Reads an adapter made by train_sft_lora.py and a task file with the fields of Hu
 import hashlib
 import json
 import math
-import os
 import random
 import sys
 import time
@@ -31,12 +30,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
 from transformers.generation import TopPLogitsWarper
 
-from sandbox import Sandbox, encode_prompt, lock, preflight, read_tasks, start_scoring, stop_with
+from sandbox import Sandbox, encode_prompt, open_log, preflight, read_tasks, start_scoring, stop_with
 
 # ---- hyperparameters ----------------------------------------------------------------------------------
 
@@ -220,10 +218,8 @@ def completion_logprobs(model, tokenizer, samples, temperature):
 
 @torch.no_grad()
 def check_model(model, tokenizer, prompt_ids, score=None):
-    """SystemExit unless generate, and score, agree with the plain forward on the two extremes of prompt_ids.
-
-    Not every architecture can be padded on the left, or lose rows of its cache: recurrent ones cannot.
-    """
+    """SystemExit unless generate, and score, agree with the plain forward on the two extremes of prompt_ids:
+    not every architecture can be padded on the left or lose rows of its cache."""
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # in standard deviations of the logits
     with stop_with(f"models of type {model.config.model_type} cannot be used here"):
         prompts = [min(prompt_ids, key=len), max(prompt_ids, key=len)]
@@ -247,7 +243,7 @@ def check_model(model, tokenizer, prompt_ids, score=None):
 # ---- baseline and loss --------------------------------------------------------------------------------
 
 
-def subtract_baseline(rewards: Tensor, baseline: str) -> Tensor:
+def subtract_baseline(rewards: torch.Tensor, baseline: str) -> torch.Tensor:
     """rewards minus nothing ("none") or, "batch", minus the mean of the other rewards; (B,)."""
     if baseline == "none":
         return rewards
@@ -256,7 +252,7 @@ def subtract_baseline(rewards: Tensor, baseline: str) -> Tensor:
     return rewards - (rewards.sum() - rewards) / (len(rewards) - 1)  # leave-one-out: unbiased gradient
 
 
-def reinforce_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
+def reinforce_loss(logprobs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
     """-advantage * sum of log-probs, summed. logprobs: (B, C), 0 at padding; advantages: (B,)."""
     return -(advantages * logprobs.sum(-1)).sum()
 
@@ -316,9 +312,7 @@ if __name__ == "__main__":
     if is_main:
         print(f"sandbox: {sandbox.report}\n{preflight(sandbox, tasks + dev_tasks, tokenizer)}")
         with stop_with(f"cannot write to --output_dir {cfg.output_dir}"):
-            os.makedirs(cfg.output_dir, exist_ok=True)
-            logs = [open(f"{cfg.output_dir}/{name}.jsonl", "a") for name in ("rl_train_log", "samples")]
-            lock(logs[0])
+            logs = [open_log(f"{cfg.output_dir}/{name}.jsonl") for name in ("rl_train_log", "samples")]
         if state["step"] == 0:  # a new run: what an older one left must not be taken for its own
             for name in "state.pt", "run_config.json", "best/adapter_model.safetensors":
                 Path(cfg.output_dir, name).unlink(missing_ok=True)
@@ -391,8 +385,7 @@ if __name__ == "__main__":
         accelerator.log(row, step=step)
         if not is_main:
             continue
-        for sample in samples:
-            del sample["prompt_ids"], sample["completion_ids"]  # not for the log
+        texts = [{name: x for name, x in sample.items() if "_ids" not in name} for sample in samples]
         if step % cfg.log_every == 0:
             shown = "reward base_reward gen_len hit_token_limit entropy_estimate grad_norm seconds"
             values = "  ".join(f"{name} {row[name]:<6.3g}" for name in shown.split())
@@ -404,7 +397,7 @@ if __name__ == "__main__":
 
         # ---- save: logs and adapter, then state.pt in one step; --resume reads only state.pt ----
         with stop_with(f"cannot write to {cfg.output_dir} (make room, then go on with --resume)"):
-            for log, lines in zip(logs, ([row], samples)):
+            for log, lines in zip(logs, ([row], texts)):
                 log.writelines(json.dumps(line) + "\n" for line in lines)
                 log.flush()
             if row.get("dev_pass_at_1", -1.0) > state["best"]:
@@ -416,6 +409,6 @@ if __name__ == "__main__":
                 state |= {"step": step, "seconds": row["seconds"], "log_sizes": [log.tell() for log in logs]}
                 weights = {"lora": trainable, "optimizer": optimizer.state_dict()}
                 torch.save(state | weights, f"{state_path}.tmp")
-                os.replace(f"{state_path}.tmp", state_path)  # a kill leaves the old state or the new one
+                Path(f"{state_path}.tmp").replace(state_path)  # a kill leaves the old state or the new one
     accelerator.end_training()
     sandbox.close()

@@ -15,7 +15,6 @@ run_config.json, sft_train_log.jsonl (a line per step) and state.pt (for --resum
 import hashlib
 import json
 import math
-import os
 import random
 import sys
 import time
@@ -26,13 +25,12 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
 from transformers.optimization import get_linear_schedule_with_warmup
 
-from sandbox import encode_prompt, lock, lossy, read_tasks, reference, stop_with
+from sandbox import encode_prompt, lossy, open_log, read_tasks, reference, stop_with
 
 # ---- hyperparameters --------------------------------------------------------------------------------
 
@@ -130,14 +128,14 @@ def encode_row(tokenizer, task: dict, max_length: int) -> tuple[list[int], list[
     return ids[:max_length], labels[:max_length]
 
 
-def collate(rows: list, pad_token_id: int) -> tuple[Tensor, Tensor]:
+def collate(rows: list, pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, T) input_ids and labels, padded on the right, where no real token sees the padding."""
     ids = pad_sequence([torch.tensor(ids) for ids, _ in rows], True, pad_token_id)
     labels = pad_sequence([torch.tensor(labels) for _, labels in rows], True, -100)
     return ids, labels
 
 
-def sft_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def sft_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross entropy summed over the labels other than -100. logits: (B, T, V); labels: (B, T), unshifted."""
     logits = logits[:, :-1].float().flatten(0, 1)  # logits[t] predicts labels[t + 1]
     return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum")
@@ -154,8 +152,8 @@ if __name__ == "__main__":
     is_main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
 
     tasks = read_tasks(cfg.train_path)
-    is_folder = os.path.isdir(cfg.model_name)  # then the adapter keeps its full path
-    model, tokenizer = load_base(os.path.abspath(cfg.model_name) if is_folder else cfg.model_name, device)
+    folder = Path(cfg.model_name).resolve()  # of a local base the adapter keeps the full path
+    model, tokenizer = load_base(str(folder) if folder.is_dir() else cfg.model_name, device)
     if lossy(tokenizer, tasks) == tasks:
         raise SystemExit("the tokenizer of this model does not keep the text; try a newer transformers")
     lora = {"r": cfg.lora_r, "lora_alpha": cfg.lora_alpha, "lora_dropout": cfg.lora_dropout}
@@ -204,9 +202,7 @@ if __name__ == "__main__":
     run_config = {**asdict(cfg), **settings, "method": "SFT"}
     if is_main:
         with stop_with(f"cannot write to --output_dir {cfg.output_dir}"):
-            os.makedirs(cfg.output_dir, exist_ok=True)
-            log = open(f"{cfg.output_dir}/sft_train_log.jsonl", "a")
-            lock(log)
+            log = open_log(f"{cfg.output_dir}/sft_train_log.jsonl")
         if state["step"] == 0:  # a new run: what an older one left must not be taken for its own
             state_path.unlink(missing_ok=True)
             Path(cfg.output_dir, "run_config.json").unlink(missing_ok=True)
@@ -261,5 +257,5 @@ if __name__ == "__main__":
                 state |= {"step": step, "seconds": row["seconds"], "log_size": log.tell()}
                 weights = {"lora": trainable, "optimizer": optimizer.state_dict()}
                 torch.save(state | weights, f"{state_path}.tmp")
-                os.replace(f"{state_path}.tmp", state_path)  # a kill leaves the old state or the new one
+                Path(f"{state_path}.tmp").replace(state_path)  # a kill leaves the old state or the new one
     accelerator.end_training()
