@@ -895,11 +895,11 @@ def test_flags_of_the_caller_change_no_verdict(flag):
 def test_read_only_tmp(folders, tmp_path):
     """As in a container with a read-only root; TMPDIR says where there is room."""
     (tmp_path / "check.py").write_text(VERDICTS)
-    (tmp_path / "room").mkdir()
+    for name in "sandbox.py", "sandbox_worker.py":  # the checkout may itself lie below /tmp
+        (tmp_path / name).write_text((ROOT / name).read_text())
     mounts = " && ".join(f"mount -t tmpfs -o ro none {folder}" for folder in folders.split())
-    python = f"PYTHONPATH={ROOT} TMPDIR={tmp_path}/room {sys.executable} {tmp_path}/check.py"
-    keep = f"mount --bind {tmp_path} /mnt"  # it lies below /tmp
-    python = python.replace(str(tmp_path), "/mnt")
+    keep = f"mount --bind {tmp_path} /mnt"
+    python = f"TMPDIR=/mnt {sys.executable} /mnt/check.py"
     command = ["unshare", "--mount", "sh", "-c", f"{keep} && {mounts} && {python}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if "unshare" in done.stderr or "mount:" in done.stderr:
