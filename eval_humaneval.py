@@ -354,8 +354,10 @@ if __name__ == "__main__":
         if size and changed:
             raise SystemExit(f"{unfinished}: {', '.join(changed)} differed then; delete it to begin anew")
     elif cfg.resume and finished.exists():
-        before = json.loads(finished.read_text(encoding="utf-8"))
-        if {**identity, **protocol}.items() <= {**before, **before["protocol"]}.items():
+        with stop_with(f"--resume: {finished} is damaged; delete it"):
+            before = json.loads(finished.read_text(encoding="utf-8"))
+            is_same = {**identity, **protocol}.items() <= {**before, **before["protocol"]}.items()
+        if is_same:
             print(f"{prefix} is finished")
             sys.exit()
 

@@ -317,8 +317,9 @@ if __name__ == "__main__":
     state: dict = {"settings": settings, "update": 0, "best": -1.0, "seconds": 0.0, "log_sizes": [0, 0]}
     state_path = Path(cfg.output_dir, "state.pt")
     if cfg.resume and state_path.exists():
-        state = torch.load(state_path, map_location="cpu", weights_only=True)  # runs no code from the file
-        changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
+        with stop_with(f"--resume: {state_path} cannot be used; delete it"):
+            state = torch.load(state_path, map_location="cpu", weights_only=True)  # runs no code from the file
+            changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
         if changed:
             raise SystemExit(f"--resume: {state_path} was made with another {', '.join(changed)}; delete it")
         for p, saved in zip(trainable, state.pop("lora")):

@@ -146,6 +146,8 @@ def sft_loss(logits: Tensor, labels: Tensor) -> Tensor:
 if __name__ == "__main__":
     # ---- setup ----------------------------------------------------------------------------------------
     cfg = parse_config(Config, free="lora_dropout max_steps warmup_ratio weight_decay seed")
+    if not (0 <= cfg.lora_dropout < 1 and 0 <= cfg.warmup_ratio <= 1 and cfg.weight_decay >= 0):
+        raise SystemExit("--lora_dropout and --warmup_ratio go from 0 to 1, --weight_decay is at least 0")
     tracker = None if cfg.report_to == "none" else cfg.report_to
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
     if tracker and not accelerator.log_with:  # accelerate would only warn
@@ -190,8 +192,9 @@ if __name__ == "__main__":
     state: dict = {"settings": settings, "step": 0, "seconds": 0.0, "log_size": 0}
     state_path = Path(cfg.output_dir, "state.pt")
     if cfg.resume and state_path.exists():
-        state = torch.load(state_path, map_location="cpu", weights_only=True)  # runs no code from the file
-        changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
+        with stop_with(f"--resume: {state_path} cannot be used; delete it"):
+            state = torch.load(state_path, map_location="cpu", weights_only=True)  # runs no code from the file
+            changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
         if changed:
             raise SystemExit(f"--resume: {state_path} was made with another {', '.join(changed)}; delete it")
         for p, saved in zip(trainable, state.pop("lora")):
