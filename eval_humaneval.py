@@ -87,7 +87,7 @@ def parse_config(config_class, free):
     return config
 
 
-def load_base(model_name, device):
+def load_base(model_name, device, revision=None):
     """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
     dtype = torch.float32  # for the arithmetic; the fastest format on a CPU
     if device != "cpu" and torch.cuda.is_available():
@@ -95,12 +95,13 @@ def load_base(model_name, device):
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     bnb = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
     arguments = {"quantization_config": bnb, "dtype": dtype, "device_map": device, "use_safetensors": True}
+    arguments |= {"revision": revision, "output_loading_info": True}
     with stop_with(f"cannot load {model_name} (offline: PROFILE=tiny; moved: mend adapter_config.json)"):
-        tokenizer = AutoTokenizer.from_pretrained(model_name)
-        model, info = AutoModelForCausalLM.from_pretrained(model_name, **arguments, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(model_name, revision=revision)
+        model, info = AutoModelForCausalLM.from_pretrained(model_name, **arguments)
         if info["missing_keys"]:  # transformers only warns, and makes random ones
             raise ValueError(f"its files have no {', '.join(sorted(info['missing_keys'])[:3])}")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # masks come from lengths, not from ids
+    tokenizer.pad_token = tokenizer.eos_token  # its own may have no embedding; masks come from lengths
     if device == "cpu":
         model = model.dequantize()  # the same rounded weights, unpacked once and not at every use
     return model.requires_grad_(False), tokenizer
@@ -110,14 +111,19 @@ def load_adapter(adapter_dir, device, is_trainable=False):
     """(PeftModel, tokenizer) of an adapter folder, as train_sft_lora.py makes it, on its 4-bit base."""
     with stop_with(f"cannot load {adapter_dir} as an adapter on its base"):
         names = load_file(f"{adapter_dir}/adapter_model.safetensors").keys()  # peft would also take a pickle
-        base, tokenizer = load_base(PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path, device)
+        config = PeftConfig.from_pretrained(adapter_dir)
+        fields = json.loads(Path(adapter_dir, "adapter_config.json").read_bytes())
+        known = vars(config).keys() - {"alora_invocation_tokens"}  # with a cache peft does not see them
+        if odd := sorted(name for name in fields.keys() - known if fields[name]):  # peft only warns
+            raise ValueError(f"{odd[0]} in its adapter_config.json is not supported")
+        base, tokenizer = load_base(config.base_model_name_or_path, device, config.revision)
         model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
         odd = sorted(names ^ get_peft_model_state_dict(model, save_embedding_layers=False).keys())
         if odd:  # peft only warns, and leaves the base as it is
             raise ValueError(f"{len(odd)} tensors are in the file or in the model, but not in both: {odd[0]}")
         if Path(adapter_dir, "tokenizer_config.json").is_file():  # it has the EOS that was trained
             ids, tokenizer = tokenizer("def f(x):").input_ids, AutoTokenizer.from_pretrained(adapter_dir)
-            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+            tokenizer.pad_token = tokenizer.eos_token
             if tokenizer("def f(x):").input_ids != ids:
                 raise ValueError("its tokenizer gives other ids than that of the base")
     return model, tokenizer
@@ -170,11 +176,16 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
 
 
 @torch.no_grad()
-def check_model(model, tokenizer, prompt_ids, score=None):
+def check_model(model, tokenizer, prompt_ids, score=None, max_new_tokens=8):
     """SystemExit unless generate, and score, agree with the plain forward on the two extremes of prompt_ids.
 
     Not every architecture can be padded on the left, or lose rows of its cache: recurrent ones cannot.
     """
+    if tokenizer.eos_token_id not in range(len(model.get_input_embeddings().weight)):
+        raise SystemExit(f"the EOS of the tokenizer, {tokenizer.eos_token}, has no embedding in the model")
+    positions = getattr(model.config, "max_position_embeddings", None) or math.inf
+    if max(map(len, prompt_ids)) + max_new_tokens > positions:
+        raise SystemExit(f"the longest prompt and --max_new_tokens exceed the model's {positions} positions")
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # in standard deviations of the logits
     with stop_with(f"models of type {model.config.model_type} cannot be used here"):
         prompts = [min(prompt_ids, key=len), max(prompt_ids, key=len)]
@@ -313,7 +324,7 @@ if __name__ == "__main__":
     by_length = sorted(prompt_ids, key=lambda name: -len(prompt_ids[name]))
     if len(prompt_ids[by_length[0]]) > cfg.max_length:
         raise SystemExit(f"the prompt of {by_length[0]} is over --max_length {cfg.max_length}; raise it")
-    check_model(model, tokenizer, list(prompt_ids.values()))
+    check_model(model, tokenizer, list(prompt_ids.values()), None, cfg.max_new_tokens)
 
     # ---- protocol: what must be equal, for two scores to be comparable ----------------------------------
     libraries = "torch", "transformers", "peft", "bitsandbytes"

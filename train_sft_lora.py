@@ -83,7 +83,7 @@ def parse_config(config_class, free):
     return config
 
 
-def load_base(model_name, device):
+def load_base(model_name, device, revision=None):
     """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
     dtype = torch.float32  # for the arithmetic; the fastest format on a CPU
     if device != "cpu" and torch.cuda.is_available():
@@ -91,12 +91,13 @@ def load_base(model_name, device):
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     bnb = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
     arguments = {"quantization_config": bnb, "dtype": dtype, "device_map": device, "use_safetensors": True}
+    arguments |= {"revision": revision, "output_loading_info": True}
     with stop_with(f"cannot load {model_name} (offline: PROFILE=tiny; moved: mend adapter_config.json)"):
-        tokenizer = AutoTokenizer.from_pretrained(model_name)
-        model, info = AutoModelForCausalLM.from_pretrained(model_name, **arguments, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(model_name, revision=revision)
+        model, info = AutoModelForCausalLM.from_pretrained(model_name, **arguments)
         if info["missing_keys"]:  # transformers only warns, and makes random ones
             raise ValueError(f"its files have no {', '.join(sorted(info['missing_keys'])[:3])}")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # masks come from lengths, not from ids
+    tokenizer.pad_token = tokenizer.eos_token  # its own may have no embedding; masks come from lengths
     if device == "cpu":
         model = model.dequantize()  # the same rounded weights, unpacked once and not at every use
     return model.requires_grad_(False), tokenizer
@@ -158,6 +159,8 @@ if __name__ == "__main__":
     tasks = read_tasks(cfg.train_path)
     is_folder = os.path.isdir(cfg.model_name)  # then the adapter keeps its full path
     model, tokenizer = load_base(os.path.abspath(cfg.model_name) if is_folder else cfg.model_name, device)
+    if tokenizer.eos_token_id not in range(len(model.get_input_embeddings().weight)):
+        raise SystemExit(f"the EOS of the tokenizer, {tokenizer.eos_token}, has no embedding in the model")
     if lossy(tokenizer, tasks) == tasks:
         raise SystemExit("the tokenizer of this model does not keep the text; try a newer transformers")
     lora = {"r": cfg.lora_r, "lora_alpha": cfg.lora_alpha, "lora_dropout": cfg.lora_dropout}
@@ -170,6 +173,11 @@ if __name__ == "__main__":
     rows = [row for row in rows if max(row[1]) >= 0]  # a row without labels has a loss of NaN
     if not rows:
         raise SystemExit(f"{cfg.train_path}: no solution token fits into --max_length {cfg.max_length}")
+    positions = getattr(model.config, "max_position_embeddings", None) or math.inf
+    if max(len(ids) for ids, _ in rows) > positions:
+        raise SystemExit(
+            f"a row exceeds the model's {positions} positions; lower --max_length to {positions}"
+        )
     rows_per_process = cfg.per_device_train_batch_size * cfg.gradient_accumulation_steps
     rows_per_step = rows_per_process * world
     num_steps = math.ceil(len(rows) * cfg.num_train_epochs / rows_per_step)
@@ -193,7 +201,9 @@ if __name__ == "__main__":
     state_path = Path(cfg.output_dir, "state.pt")
     if cfg.resume and state_path.exists():
         with stop_with(f"--resume: {state_path} cannot be used; delete it"):
-            state = torch.load(state_path, map_location="cpu", weights_only=True)  # runs no code from the file
+            state = torch.load(
+                state_path, map_location="cpu", weights_only=True
+            )  # runs no code from the file
             changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
         if changed:
             raise SystemExit(f"--resume: {state_path} was made with another {', '.join(changed)}; delete it")

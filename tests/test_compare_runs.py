@@ -198,7 +198,12 @@ def named(folder):
     fields = {"num_tasks": 2, "num_pass": 1, "num_pass_truncated": 1, "pass_at_1_truncated": 0.5}
     fields |= {"avg_gen_len": 10.0, "method": "PPO", "data_path": "tâches.jsonl"}
     rows = [row | {"task_id": "ü→" + row["task_id"]} for row in tasks("01")]
-    task = {"prompt": "# né", "canonical_solution": "", "test": "def check(f): assert f()", "entry_point": "f"}
+    task = {
+        "prompt": "# né",
+        "canonical_solution": "",
+        "test": "def check(f): assert f()",
+        "entry_point": "f",
+    }
     text = "".join(json.dumps({"task_id": row["task_id"], **task}) + "\n" for row in rows)
     (folder / "tâches.jsonl").write_text(text)
     protocol = {"dataset_sha256": hashlib.sha256(text.encode()).hexdigest()}
