@@ -88,7 +88,7 @@ def parse_config(config_class, free):
     return config
 
 
-def load_base(model_name, device):
+def load_base(model_name, device, revision=None):
     """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
     dtype = torch.float32  # for the arithmetic; the fastest format on a CPU
     if device != "cpu" and torch.cuda.is_available():
@@ -96,12 +96,13 @@ def load_base(model_name, device):
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     bnb = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
     arguments = {"quantization_config": bnb, "dtype": dtype, "device_map": device, "use_safetensors": True}
+    arguments |= {"revision": revision, "output_loading_info": True}
     with stop_with(f"cannot load {model_name} (offline: PROFILE=tiny; moved: mend adapter_config.json)"):
-        tokenizer = AutoTokenizer.from_pretrained(model_name)
-        model, info = AutoModelForCausalLM.from_pretrained(model_name, **arguments, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(model_name, revision=revision)
+        model, info = AutoModelForCausalLM.from_pretrained(model_name, **arguments)
         if info["missing_keys"]:  # transformers only warns, and makes random ones
             raise ValueError(f"its files have no {', '.join(sorted(info['missing_keys'])[:3])}")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # masks come from lengths, not from ids
+    tokenizer.pad_token = tokenizer.eos_token  # its own may have no embedding; masks come from lengths
     if device == "cpu":
         model = model.dequantize()  # the same rounded weights, unpacked once and not at every use
     return model.requires_grad_(False), tokenizer
@@ -111,14 +112,19 @@ def load_adapter(adapter_dir, device, is_trainable=False):
     """(PeftModel, tokenizer) of an adapter folder, as train_sft_lora.py makes it, on its 4-bit base."""
     with stop_with(f"cannot load {adapter_dir} as an adapter on its base"):
         names = load_file(f"{adapter_dir}/adapter_model.safetensors").keys()  # peft would also take a pickle
-        base, tokenizer = load_base(PeftConfig.from_pretrained(adapter_dir).base_model_name_or_path, device)
+        config = PeftConfig.from_pretrained(adapter_dir)
+        fields = json.loads(Path(adapter_dir, "adapter_config.json").read_bytes())
+        known = vars(config).keys() - {"alora_invocation_tokens"}  # with a cache peft does not see them
+        if odd := sorted(name for name in fields.keys() - known if fields[name]):  # peft only warns
+            raise ValueError(f"{odd[0]} in its adapter_config.json is not supported")
+        base, tokenizer = load_base(config.base_model_name_or_path, device, config.revision)
         model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
         odd = sorted(names ^ get_peft_model_state_dict(model, save_embedding_layers=False).keys())
         if odd:  # peft only warns, and leaves the base as it is
             raise ValueError(f"{len(odd)} tensors are in the file or in the model, but not in both: {odd[0]}")
         if Path(adapter_dir, "tokenizer_config.json").is_file():  # it has the EOS that was trained
             ids, tokenizer = tokenizer("def f(x):").input_ids, AutoTokenizer.from_pretrained(adapter_dir)
-            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+            tokenizer.pad_token = tokenizer.eos_token
             if tokenizer("def f(x):").input_ids != ids:
                 raise ValueError("its tokenizer gives other ids than that of the base")
     return model, tokenizer
@@ -284,7 +290,8 @@ if __name__ == "__main__":
     tasks = [task for task in tasks if len(task["prompt_ids"]) <= cfg.max_length]
     if not tasks:
         raise SystemExit(f"{cfg.train_path}: all prompts over --max_length {cfg.max_length} or in --dev_path")
-    check_model(model, tokenizer, [task["prompt_ids"] for task in tasks], completion_logprobs)
+    prompts = [task["prompt_ids"] for task in tasks + dev_tasks]
+    check_model(model, tokenizer, prompts, completion_logprobs, cfg.max_new_tokens)
     order = []  # every task once before one comes again
     for n in range(math.ceil(cfg.num_steps * cfg.batch_size / len(tasks))):
         order += random.Random(f"{cfg.seed} {n}").sample(tasks, len(tasks))
@@ -296,8 +303,11 @@ if __name__ == "__main__":
     state: dict = {"settings": settings, "step": 0, "best": -1.0, "seconds": 0.0, "log_sizes": [0, 0]}
     state_path = Path(cfg.output_dir, "state.pt")
     if cfg.resume and state_path.exists():
-        state = torch.load(state_path, map_location="cpu", weights_only=True)  # runs no code from the file
-        changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
+        with stop_with(f"--resume: {state_path} cannot be used; delete it"):
+            state = torch.load(
+                state_path, map_location="cpu", weights_only=True
+            )  # runs no code from the file
+            changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
         if changed:
             raise SystemExit(f"--resume: {state_path} was made with another {', '.join(changed)}; delete it")
         for p, saved in zip(trainable, state.pop("lora")):

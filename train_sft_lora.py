@@ -81,7 +81,7 @@ def parse_config(config_class, free):
     return config
 
 
-def load_base(model_name, device):
+def load_base(model_name, device, revision=None):
     """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
     dtype = torch.float32  # for the arithmetic; the fastest format on a CPU
     if device != "cpu" and torch.cuda.is_available():
@@ -89,12 +89,13 @@ def load_base(model_name, device):
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     bnb = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
     arguments = {"quantization_config": bnb, "dtype": dtype, "device_map": device, "use_safetensors": True}
+    arguments |= {"revision": revision, "output_loading_info": True}
     with stop_with(f"cannot load {model_name} (offline: PROFILE=tiny; moved: mend adapter_config.json)"):
-        tokenizer = AutoTokenizer.from_pretrained(model_name)
-        model, info = AutoModelForCausalLM.from_pretrained(model_name, **arguments, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(model_name, revision=revision)
+        model, info = AutoModelForCausalLM.from_pretrained(model_name, **arguments)
         if info["missing_keys"]:  # transformers only warns, and makes random ones
             raise ValueError(f"its files have no {', '.join(sorted(info['missing_keys'])[:3])}")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # masks come from lengths, not from ids
+    tokenizer.pad_token = tokenizer.eos_token  # its own may have no embedding; masks come from lengths
     if device == "cpu":
         model = model.dequantize()  # the same rounded weights, unpacked once and not at every use
     return model.requires_grad_(False), tokenizer
@@ -144,6 +145,8 @@ def sft_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 if __name__ == "__main__":
     # ---- setup ----------------------------------------------------------------------------------------
     cfg = parse_config(Config, free="lora_dropout max_steps warmup_ratio weight_decay seed")
+    if not (0 <= cfg.lora_dropout < 1 and 0 <= cfg.warmup_ratio <= 1 and cfg.weight_decay >= 0):
+        raise SystemExit("--lora_dropout and --warmup_ratio go from 0 to 1, --weight_decay is at least 0")
     tracker = None if cfg.report_to == "none" else cfg.report_to
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
     if tracker and not accelerator.log_with:  # accelerate would only warn
@@ -166,6 +169,11 @@ if __name__ == "__main__":
     rows = [row for row in rows if max(row[1]) >= 0]  # a row without labels has a loss of NaN
     if not rows:
         raise SystemExit(f"{cfg.train_path}: no solution token fits into --max_length {cfg.max_length}")
+    positions = getattr(model.config, "max_position_embeddings", None) or math.inf
+    if max(len(ids) for ids, _ in rows) > positions:
+        raise SystemExit(
+            f"a row exceeds the model's {positions} positions; lower --max_length to {positions}"
+        )
     rows_per_process = cfg.per_device_train_batch_size * cfg.gradient_accumulation_steps
     rows_per_step = rows_per_process * world
     num_steps = math.ceil(len(rows) * cfg.num_train_epochs / rows_per_step)
@@ -188,8 +196,11 @@ if __name__ == "__main__":
     state: dict = {"settings": settings, "step": 0, "seconds": 0.0, "log_size": 0}
     state_path = Path(cfg.output_dir, "state.pt")
     if cfg.resume and state_path.exists():
-        state = torch.load(state_path, map_location="cpu", weights_only=True)  # runs no code from the file
-        changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
+        with stop_with(f"--resume: {state_path} cannot be used; delete it"):
+            state = torch.load(
+                state_path, map_location="cpu", weights_only=True
+            )  # runs no code from the file
+            changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
         if changed:
             raise SystemExit(f"--resume: {state_path} was made with another {', '.join(changed)}; delete it")
         for p, saved in zip(trainable, state.pop("lora")):

@@ -410,6 +410,13 @@ def test_a_finished_evaluation_is_kept_while_nothing_has_changed(folder, capsys)
     assert json.loads(metrics.read_text())["model_sha256"] == ev.sha256(BASE)
 
 
+@pytest.mark.parametrize("text", ["", '{"half', "[]", "{}", '{"protocol": 1}'])
+def test_a_damaged_result_is_named(folder, text):
+    (folder / "results").mkdir()
+    (folder / "results/base_metrics.json").write_text(text)
+    assert "base_metrics.json is damaged; delete it" in refusal(folder, "--resume", "true")
+
+
 def test_rows_are_written_while_the_run_goes_on(folder, monkeypatch):
     """Stopped after its fifth completion, a run has five in its file; they are not thrown away by mistake."""
     begun = set()

@@ -269,8 +269,23 @@ def test_code_in_a_state_does_not_run(work, whole):
     state = torch.load(folder / "state.pt", weights_only=True)
     torch.save(state | {"lora": Code()}, folder / "state.pt")
     code, output = run(*train("ppo", folder, "--resume"))
-    assert code == 1 and "weights_only" in output, output  # it was looked at
+    message = output.splitlines()[-1]
+    assert code == 1 and "state.pt cannot be used; delete it" in message and "Traceback" not in output
+    assert "weights_only" in message  # it was looked at
     assert not (work / "code_ran").exists()
+
+
+@pytest.mark.parametrize("method, size", [("sft", None), ("rl", 20_000), ("ppo", 0)])
+def test_a_state_that_is_damaged_or_of_something_else(work, whole, method, size):
+    folder = copy(whole["ppo"], f"damaged_{method}")
+    if size is None:
+        torch.save({"epoch": 1}, folder / "state.pt")
+    else:
+        os.truncate(folder / "state.pt", size)
+    code, output = run(*train(method, folder, "--resume"))
+    message = output.splitlines()[-1]
+    assert code == 1 and "state.pt cannot be used; delete it" in message, output
+    assert "Traceback" not in output
 
 
 def test_resume_of_nothing_then_of_a_longer_run_then_no_resume(work, whole):

@@ -269,10 +269,43 @@ def test_an_adapter_that_adds_tokens_is_refused():
         ppo.check_model(model, tokenizer, PROMPTS, ppo.completion_logprobs)
 
 
+def edit(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
 def set_base(adapter, path):
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = str(path)
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    edit(adapter / "adapter_config.json", base_model_name_or_path=str(path))
+
+
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments")
+def test_what_only_a_newer_peft_knows_is_refused_if_it_is_used(adapter):
+    edit(adapter / "adapter_config.json", use_something_new=None)
+    ppo.load_adapter(str(adapter), "cpu")
+    edit(adapter / "adapter_config.json", use_something_new=True)
+    for script in ppo, rl, ev:
+        with pytest.raises(SystemExit, match=r"use_something_new in .* is not supported"):
+            script.load_adapter(str(adapter), "cpu")
+
+
+def test_an_adapter_that_a_word_of_the_prompt_turns_on_is_refused(adapter):
+    """peft looks for the word in what it is given: after the first step that is one token."""
+    edit(adapter / "adapter_config.json", alora_invocation_tokens=[0])
+    with pytest.raises(SystemExit, match=r"alora_invocation_tokens .* not supported"):
+        ppo.load_adapter(str(adapter), "cpu")
+
+
+def test_an_adapter_is_put_on_the_revision_of_its_base_that_it_names(adapter, monkeypatch):
+    edit(adapter / "adapter_config.json", revision="v2")
+    asked = []
+    for loader in AutoTokenizer, AutoModelForCausalLM:
+
+        def load(name, load=loader.from_pretrained, **arguments):
+            asked.append(arguments.get("revision"))
+            return load(name, **arguments)
+
+        monkeypatch.setattr(loader, "from_pretrained", load)
+    ppo.load_adapter(str(adapter), "cpu")
+    assert asked[:2] == ["v2", "v2"]
 
 
 def test_training_writes_the_full_path_of_a_local_base(trained, tmp_path, monkeypatch):
@@ -352,6 +385,55 @@ def test_references_that_the_tokenizer_does_not_keep_are_named():
     kept = {**TASKS[0], "canonical_solution": "    return x\n"}
     broken = {**TASKS[0], "canonical_solution": "    return 'X'\n"}
     assert lossy(tokenizer, [kept, broken]) == [broken]
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A copy of the tiny base, to be changed."""
+    return shutil.copytree(BASE, tmp_path / "base")
+
+
+def sft_flags(base):
+    data = ["--train_path", ROOT / "data/mini_dev.jsonl", "--output_dir", base / "sft", "--max_steps", 1]
+    return ["--model_name", base, *data, "--per_device_train_batch_size", 8]
+
+
+def test_padding_needs_no_embedding(base):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == 1024  # one more than the model has
+    tokenizer.save_pretrained(base)
+    model, tokenizer = ppo.load_base(str(base), "cpu")
+    ppo.check_model(model, tokenizer, PROMPTS, ppo.completion_logprobs)
+    assert run_script("train_sft_lora.py", *sft_flags(base)).returncode == 0
+
+
+@pytest.mark.parametrize("token", [None, "<|im_end|>"])
+def test_an_eos_that_the_model_cannot_say(base, token):
+    """None at all, or one that was added to the tokenizer only: no completion would ever end."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.eos_token = token
+    tokenizer.save_pretrained(base)
+    model, tokenizer = ppo.load_base(str(base), "cpu")
+    for script in ppo, rl, ev:
+        with pytest.raises(SystemExit, match=r"EOS .* has no embedding"):
+            script.check_model(model, tokenizer, PROMPTS)
+    done = run_script("train_sft_lora.py", *sft_flags(base))
+    assert "has no embedding in the model" in done.stderr.splitlines()[-1]
+
+
+def test_more_tokens_than_the_model_has_positions(base):
+    """GPT-2 would end in an IndexError, on a GPU in one of CUDA; others in nonsense."""
+    edit(base / "config.json", max_position_embeddings=130)
+    tokens = 130 - max(map(len, PROMPTS))
+    model, tokenizer = ppo.load_base(str(base), "cpu")
+    for script in ppo, rl, ev:
+        script.check_model(model, tokenizer, PROMPTS, None, tokens)
+        with pytest.raises(SystemExit, match=r"exceed the model.s 130 positions"):
+            script.check_model(model, tokenizer, PROMPTS, None, tokens + 1)
+    done = run_script("train_sft_lora.py", *sft_flags(base))
+    assert "lower --max_length to 130" in done.stderr.splitlines()[-1]
+    assert run_script("train_sft_lora.py", *sft_flags(base), "--max_length", 130).returncode == 0
 
 
 # ---- bases --------------------------------------------------------------------------------------------

@@ -564,6 +564,9 @@ def test_preflight_stops_the_run(work, method):
         ("rl", "--max_grad_norm", 0, "--max_grad_norm must be above 0"),
         ("rl", "--log_every", 0, "--log_every must be above 0"),
         ("sft", "--gradient_accumulation_steps", 0, "--gradient_accumulation_steps must be above 0"),
+        ("sft", "--weight_decay", -1, "--weight_decay is at least 0"),
+        ("sft", "--lora_dropout", -0.1, "--lora_dropout and --warmup_ratio go from 0 to 1"),
+        ("sft", "--warmup_ratio", 2, "--lora_dropout and --warmup_ratio go from 0 to 1"),
         # flags that have left
         ("ppo", "--samples_per_task", 2, "train_grpo_lora.py"),
         ("ppo", "--baseline", "group", "train_grpo_lora.py"),
