@@ -39,9 +39,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import TopPLogitsWarper
 
-from data.check_tasks import overlaps, read_run_config
+from data.check_tasks import lossy, overlaps, read_run_config
 from data.truncation import truncate
-from sandbox import Sandbox, encode_prompt, lossy, open_log, preflight, read_tasks, start_scoring, stop_with
+from sandbox import Sandbox, encode_prompt, open_log, preflight, read_tasks, start_scoring, stop_with, within
 
 # ---- hyperparameters --------------------------------------------------------------------------------
 
@@ -175,9 +175,10 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
 
 
 @torch.no_grad()
-def check_model(model, tokenizer, prompt_ids, score=None):
+def check_model(model, tokenizer, prompt_ids, max_new_tokens, score=None):
     """SystemExit unless generate, and score, agree with the plain forward on the two extremes of prompt_ids:
     not every architecture can be padded on the left or lose rows of its cache."""
+    within(model, tokenizer, max(map(len, prompt_ids)) + max_new_tokens)
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # in standard deviations of the logits
     with stop_with(f"models of type {model.config.model_type} cannot be used here"):
         prompts = [min(prompt_ids, key=len), max(prompt_ids, key=len)]
@@ -316,7 +317,7 @@ if __name__ == "__main__":
     by_length = sorted(prompt_ids, key=lambda name: -len(prompt_ids[name]))
     if len(prompt_ids[by_length[0]]) > cfg.max_length:
         raise SystemExit(f"the prompt of {by_length[0]} is over --max_length {cfg.max_length}; raise it")
-    check_model(model, tokenizer, list(prompt_ids.values()), None, cfg.max_new_tokens)
+    check_model(model, tokenizer, list(prompt_ids.values()), cfg.max_new_tokens)
 
     # ---- protocol: what must be equal, for two scores to be comparable ----------------------------------
     libraries = "torch", "transformers", "peft", "bitsandbytes"
@@ -359,8 +360,8 @@ if __name__ == "__main__":
     elif cfg.resume and finished.exists():
         with stop_with(f"--resume: {finished} is damaged; delete it"):
             before = json.loads(finished.read_text(encoding="utf-8"))
-            is_same = {**identity, **protocol}.items() <= {**before, **before["protocol"]}.items()
-        if is_same:
+            before |= before["protocol"]
+        if {**identity, **protocol}.items() <= before.items():
             print(f"{prefix} is finished")
             sys.exit()
 

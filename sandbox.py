@@ -524,6 +524,18 @@ def score(sandbox, tasks, completions, progress=None):
     return sandbox.map([job(*pair) for pair in zip(tasks, completions, strict=True)], progress)
 
 
+def within(model, tokenizer, num_tokens: int):
+    """SystemExit unless a model has an embedding for EOS, and positions for this many tokens."""
+    if tokenizer.eos_token_id not in range(len(model.get_input_embeddings().weight)):
+        raise SystemExit(f"the EOS of the tokenizer, {tokenizer.eos_token}, has no embedding in the model")
+    positions = getattr(model.config, "max_position_embeddings", None) or num_tokens
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":  # beyond this many, all positions change
+        positions = min(positions, rope["original_max_position_embeddings"])
+    if num_tokens > positions:
+        raise SystemExit(f"{num_tokens} tokens exceed the model's {positions} positions; lower --max_length")
+
+
 def decoded(tokenizer, task: dict) -> str:
     """Return the reference solution as a model would have written it: encoded, and decoded again."""
     ids = tokenizer(reference(task), add_special_tokens=False)["input_ids"]

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
 from transformers.generation import TopPLogitsWarper
 
-from sandbox import Sandbox, encode_prompt, open_log, preflight, read_tasks, start_scoring, stop_with
+from sandbox import Sandbox, encode_prompt, open_log, preflight, read_tasks, start_scoring, stop_with, within
 
 # ---- hyperparameters ----------------------------------------------------------------------------------
 
@@ -223,9 +223,10 @@ def completion_logprobs(model, tokenizer, samples, temperature):
 
 
 @torch.no_grad()
-def check_model(model, tokenizer, prompt_ids, score=None):
+def check_model(model, tokenizer, prompt_ids, max_new_tokens, score=None):
     """SystemExit unless generate, and score, agree with the plain forward on the two extremes of prompt_ids:
     not every architecture can be padded on the left or lose rows of its cache."""
+    within(model, tokenizer, max(map(len, prompt_ids)) + max_new_tokens)
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # in standard deviations of the logits
     with stop_with(f"models of type {model.config.model_type} cannot be used here"):
         prompts = [min(prompt_ids, key=len), max(prompt_ids, key=len)]
@@ -291,7 +292,7 @@ if __name__ == "__main__":
     if not tasks:
         raise SystemExit(f"{cfg.train_path}: all prompts over --max_length {cfg.max_length} or in --dev_path")
     prompts = [task["prompt_ids"] for task in tasks + dev_tasks]
-    check_model(model, tokenizer, prompts, completion_logprobs, cfg.max_new_tokens)
+    check_model(model, tokenizer, prompts, cfg.max_new_tokens, completion_logprobs)
     order = []  # every task once before one comes again
     for n in range(math.ceil(cfg.num_steps * cfg.batch_size / len(tasks))):
         order += random.Random(f"{cfg.seed} {n}").sample(tasks, len(tasks))
@@ -304,9 +305,7 @@ if __name__ == "__main__":
     state_path = Path(cfg.output_dir, "state.pt")
     if cfg.resume and state_path.exists():
         with stop_with(f"--resume: {state_path} cannot be used; delete it"):
-            state = torch.load(
-                state_path, map_location="cpu", weights_only=True
-            )  # runs no code from the file
+            state = torch.load(state_path, "cpu", weights_only=True)  # runs no code from the file
             changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
         if changed:
             raise SystemExit(f"--resume: {state_path} was made with another {', '.join(changed)}; delete it")

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
 from transformers.optimization import get_linear_schedule_with_warmup
 
-from sandbox import encode_prompt, lossy, open_log, read_tasks, reference, stop_with
+from sandbox import encode_prompt, lossy, open_log, read_tasks, reference, stop_with, within
 
 # ---- hyperparameters --------------------------------------------------------------------------------
 
@@ -165,15 +165,12 @@ if __name__ == "__main__":
     with stop_with("cannot add the adapter (--target_modules all-linear suits every model)"):
         model = get_peft_model(model, LoraConfig(**lora, target_modules=names, task_type="CAUSAL_LM"))
     trainable = [p for p in model.parameters() if p.requires_grad]
+    within(model, tokenizer, 0)
     rows = [encode_row(tokenizer, task, cfg.max_length) for task in tasks]
     rows = [row for row in rows if max(row[1]) >= 0]  # a row without labels has a loss of NaN
     if not rows:
         raise SystemExit(f"{cfg.train_path}: no solution token fits into --max_length {cfg.max_length}")
-    positions = getattr(model.config, "max_position_embeddings", None) or math.inf
-    if max(len(ids) for ids, _ in rows) > positions:
-        raise SystemExit(
-            f"a row exceeds the model's {positions} positions; lower --max_length to {positions}"
-        )
+    within(model, tokenizer, max(len(ids) for ids, _ in rows))
     rows_per_process = cfg.per_device_train_batch_size * cfg.gradient_accumulation_steps
     rows_per_step = rows_per_process * world
     num_steps = math.ceil(len(rows) * cfg.num_train_epochs / rows_per_step)
@@ -197,9 +194,7 @@ if __name__ == "__main__":
     state_path = Path(cfg.output_dir, "state.pt")
     if cfg.resume and state_path.exists():
         with stop_with(f"--resume: {state_path} cannot be used; delete it"):
-            state = torch.load(
-                state_path, map_location="cpu", weights_only=True
-            )  # runs no code from the file
+            state = torch.load(state_path, "cpu", weights_only=True)  # runs no code from the file
             changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
         if changed:
             raise SystemExit(f"--resume: {state_path} was made with another {', '.join(changed)}; delete it")
