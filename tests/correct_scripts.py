@@ -299,11 +299,9 @@ once("sees: cores", "import os\nprint(os.cpu_count() > 0 and len(os.sched_getaff
 once("sees: times", "import time\na = time.time()\nprint(a - a, time.process_time() > 0)", "0.0 True")
 once("sees: all clocks", "import time\nfor i in (0, 1, 2, 3, 4, 7): time.clock_gettime(i)\nprint(3)", "3")
 once("sees: home", "import os, pathlib\nprint(os.path.expanduser('~'), pathlib.Path.home())", "/ /")
-GETUSER = "import getpass\ntry: print(len(getpass.getuser()) * 0)\nexcept (KeyError, OSError): print(0)"
-once("sees: no user", GETUSER, "0")
-once("sees: no password", "import pwd\ntry: pwd.getpwnam('root')\nexcept KeyError: print(3)", "3")
+once("sees: user", "import getpass\nprint(getpass.getuser())", "nobody")
 once("sees: sysconfig", "import sysconfig\nprint(len(sysconfig.get_paths()['stdlib']) > 0)", "True")
-once("sees: variables", "import os\nprint(os.environ.get('LOCAL'), 'USER' in os.environ)", "None False")
+once("sees: variables", "import os\nprint(os.environ.get('LOCAL'), 'LOCAL' in os.environ)", "None False")
 ZONE = """
 from datetime import datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -394,6 +392,7 @@ barred(
 )
 barred("subprocess", "import subprocess\nprint(subprocess.run('true').returncode + 3)", "it starts a process")
 barred("open('/dev/stdout')", "print(3, file=open('/dev/stdout', 'w'))", "no path can be opened for writing")
+barred("pwd", "import pwd\npwd.getpwnam('root')\nprint(3)", "the C library asks a daemon, by a socket")
 barred("its own source", "print(len(open(__file__).read()) and 3)", "the program lies in no file")
 barred("output.txt", "open('output.txt', 'w').write('3')", "programs write no files")
 BARRIER = "import threading, time\nthreading.stack_size(1 << 16)\nb = threading.Barrier(202)\n"

@@ -183,7 +183,9 @@ def test_fraction(sandbox):
 
 
 def test_surroundings(sandbox):
-    answer(sandbox, "return sorted(os.environ)", "['HOME', 'LC_CTYPE', 'PYTHONHASHSEED', 'PYTHONHOME']")
+    answer(
+        sandbox, "return sorted(os.environ)", "['HOME', 'LC_CTYPE', 'PYTHONHASHSEED', 'PYTHONHOME', 'USER']"
+    )
     answer(sandbox, "import signal\nreturn signal.alarm(0)", "4")  # 5 * 0.5 + 1, rounded up
     for name in ("sandbox", "sandbox_worker"):
         answer(sandbox, f"import importlib.util\nreturn importlib.util.find_spec('{name}')", "None")
