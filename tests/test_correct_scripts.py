@@ -10,6 +10,7 @@ from pathlib import Path
 
 import correct_scripts
 import pytest
+from conftest import run_script
 from test_attacks import ORDINARY_USER, is_root, python_for
 from test_sandbox import patched_zygotes
 
@@ -152,6 +153,43 @@ KEYS = [
 def test_json_results(sandbox, value, expected, outcome):
     result = sandbox.check_io(f"def f(): return {value}", [([], expected)], "f")
     assert result.outcome == outcome, result
+
+
+# -- reference solutions of APPS -----------------------------------------------------------------------------
+
+APPS = {
+    "0001": ({"inputs": ["1 2\n"], "outputs": ["3\n"]}, ["print(sum(map(int, input().split())))", "return"]),
+    "0002": (
+        {"inputs": [["1", "2"]], "outputs": [["3"]]},
+        ["print(int(input()) + int(input()))", "print(4)"],
+    ),
+    "0003": (
+        {"fn_name": "f", "inputs": [[1], [2]], "outputs": [[[1]], [[2]]]},
+        ["class Solution:\n    def f(self, x: int) -> List[int]: return [x]"],
+    ),
+    "0004": ({"fn_name": "f", "inputs": [[1]], "outputs": [1]}, ["def f(x): return x", "f = None"]),
+}
+TABLE = """\
+| problem | form | cases | solutions | fail | share | reasons |
+|---|---|---:|---:|---:|---:|---|
+| 0001 | stdin | 1 | 2 | 1 | 50 % | 1 syntax |
+| 0002 | stdin | 1 | 2 | 1 | 50 % | 1 failed |
+| 0003 | calls, results in lists | 2 | 1 | 0 | 0 % | - |
+| 0004 | calls | 1 | 2 | 1 | 50 % | 1 exception |
+| all 4 | | 5 | 7 | 3 | 42.9 % | |
+0001 solution 1: syntax: 'return' outside function (<solution>, line 1)
+0002 solution 1: failed: in case 1 ''
+"""
+
+
+def test_references_of_apps(tmp_path):
+    for name, (tests, solutions) in APPS.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "input_output.json").write_text(json.dumps(tests))
+        (tmp_path / name / "solutions.json").write_text(json.dumps(solutions))
+    done = run_script("benchmarks/references.py", tmp_path, "--list")
+    assert done.stdout.startswith(TABLE) and done.stdout.count("\n") == TABLE.count("\n") + 1, done.stdout
+    assert "folder" in run_script("benchmarks/references.py", tmp_path / "none").stderr
 
 
 # -- what the trainer pays -----------------------------------------------------------------------------------
