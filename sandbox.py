@@ -22,7 +22,6 @@ import gzip
 import importlib.util
 import json
 import marshal
-import math
 import os
 import queue
 import re
@@ -35,10 +34,10 @@ import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sandbox_worker
-from sandbox_worker import FAULTS, PR_SET_DUMPABLE, read_all, wall_limit
+from sandbox_worker import FAULTS, PR_SET_DUMPABLE, read_all, same_output, wall_limit
 
 # On an ASCII terminal a name in another script is no reason to stop; a notebook's stdout has no such method.
 getattr(sys.stdout, "reconfigure", dict)(errors="backslashreplace")
@@ -59,6 +58,7 @@ class Result:
     message: str = ""
     cpu: float = 0.0  # seconds of the candidate
     wall: float = 0.0  # seconds of the job
+    cases: tuple = ()  # of check_io: the Result of each case
 
 
 class CountAsserts(ast.NodeTransformer):
@@ -127,21 +127,6 @@ def judged(n_asserts: int, verdict, status: int, late: bool, cpu: float, wall: f
     if outcome != "passed":
         n_tests = max(n_tests, n_asserts, n_passed + 1)
     return Result(outcome, n_passed, n_tests, n_passed / n_tests, message, cpu, wall)
-
-
-def compared(expected: str, output: bytes, status: int, late: bool, cpu: float, wall: float) -> Result:
-    """Make a Result of what a script printed: the same words in the same lines, decimals to 1e-6."""
-
-    def same(word, right):
-        with suppress(ValueError):
-            return word == right or ("." in right and math.isclose(float(word), float(right), abs_tol=1e-6))
-
-    texts = output.decode(errors="replace"), expected
-    words, rights = (re.findall(r"\S+|\n", text.strip()) for text in texts)  # a line's end is a word, too
-    outcome = ending(status, late)
-    if outcome == "passed" and not (len(words) == len(rights) and all(map(same, words, rights))):
-        outcome = "failed"
-    return Result(outcome, int(outcome == "passed"), 1, float(outcome == "passed"), "", cpu, wall)
 
 
 class Worker:
@@ -216,11 +201,21 @@ SELF_CHECK = {
     "memory": "return bytearray(1 << 40)",
     "violation": "open('/etc/passwd')",
 }
-CALL = """import json
+CALL = """import json, marshal
+def same(value, right):
+    if isinstance(value, (list, tuple)) and isinstance(right, (list, tuple)):
+        return len(value) == len(right) and all(map(same, value, right))
+    if not (isinstance(value, dict) and isinstance(right, dict)):
+        return value == right
+    keys = [str(key) if type(key) is int and key not in right else key for key in value]  # JSON: "1" for 1
+    rights = map(right.get, keys)
+    return len(keys) == len(right) and {{*keys}} == {{*right}} and all(map(same, value.values(), rights))
 def check(candidate):
-    args, expected = json.loads({!r})
-    assert json.loads(json.dumps(candidate(*args))) == expected
+    args, expected = marshal.loads({!r})
+    json.dumps(result := candidate(*args))  # or a TypeError
+    assert same(result, expected)
 """
+SHORT = 1 << 16  # bytes that the trainer compares itself
 
 
 def firejail(numpy_folder=""):
@@ -346,23 +341,45 @@ class Sandbox(ExitStack):
     def check_io(self, code, cases, fn_name=None):
         """Run the program `code` once per case: (stdin, stdout), or (arguments, result) of `fn_name`.
 
-        For APPS and TACO. Ends at the first timeout, as each would cost as much; the cases left did not pass.
+        For APPS and TACO; the rules of comparison stand in docs/reward.md. Ends at the first timeout, as each
+        would cost as much: the cases left did not pass.
         """
-        results = [] if cases else [Result("error", message="there is no case")]
+        if not cases:
+            return Result("error", message="there is no case")
+        results = []
         for given, expected in cases:
             if fn_name:
-                results.append(self.check(code, CALL.format(json.dumps([given, expected])), fn_name))
+                results.append(self.check(code, CALL.format(marshal.dumps((given, expected))), fn_name))
             else:
-                files = code.encode(errors="surrogatepass"), given.encode()
-                limit = max(1 << 20, 4 << len(expected.encode()).bit_length())  # does not tell the length
-                results.append(self._run(files, functools.partial(compared, expected), limit))
+                texts = [text.encode(errors="surrogatepass") for text in (code, given, expected)]
+                results.append(self._script(*texts))
             if results[-1].outcome == "timeout":
                 break
+        results += [Result("timeout", 0, 1, message="not run")] * (len(cases) - len(results))
         n_passed = sum(result.outcome == "passed" for result in results)
         worst = min(results, key=lambda result: (result.outcome != "error", result.outcome == "passed"))
         cpu, wall = sum(result.cpu for result in results), sum(result.wall for result in results)
-        fraction = n_passed / max(1, len(cases))
-        return Result(worst.outcome, n_passed, len(cases), fraction, worst.message, cpu, wall)
+        counts = n_passed, len(cases), n_passed / len(cases)
+        return Result(worst.outcome, *counts, worst.message, cpu, wall, tuple(results))
+
+    def _script(self, source, given, expected):
+        """Run a program between two files, and compare what it wrote: if that is long, by another job."""
+        printed = []
+
+        def ended(output, status, late, cpu, wall):
+            printed.append(output)
+            passed = (outcome := ending(status, late)) == "passed"
+            return Result(outcome, int(passed), 1, float(passed), "", cpu, wall)
+
+        limit = max(1 << 20, 2 << len(expected).bit_length())  # does not tell the length
+        result = self._run((source, given), ended, limit)
+        if result.outcome != "passed" or printed[-1].strip() == expected.strip():
+            return result
+        if len(printed[-1]) + len(expected) > SHORT:
+            outcome = self._run((printed[-1], expected), ended, 0).outcome.replace("exception", "failed")
+        else:
+            outcome = "passed" if same_output(printed[-1], expected) else "failed"
+        return result if outcome == "passed" else replace(result, outcome=outcome, n_passed=0, fraction=0.0)
 
     def map(self, jobs, progress=None, method=None):
         """Call `method` (default: check) with each tuple of arguments, on all workers; results in order."""

@@ -10,9 +10,12 @@ import builtins
 import ctypes
 import errno
 import gc
+import io
+import itertools
 import json
 import marshal
 import os
+import re
 import select
 import signal
 import socket
@@ -36,14 +39,15 @@ CLONE_THREAD, F_GETFL, F_DUPFD_CLOEXEC = 0x10000, 3, 1030
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT, LANDLOCK_VERSION, PATH_BENEATH = 444, 445, 446, 1, 1
 READ_FILE, READ_DIR, TCP_RIGHTS, SCOPES = 4, 8, 3, 3
 FILE_RIGHTS = 0, 13, 14, 15, 15, 16  # how many, by version of Landlock; since version 5 all
-SCMP_OPTIMIZE, CPUCLOCK_SCHED, HOME_FD, NOBODY = 8, 2, 63, 65534
+SCMP_OPTIMIZE, CPUCLOCK_SCHED, M_ARENA_MAX = 8, 2, -8
+HOME_FD, MAX_THREADS, NOBODY, OUR_USERS = 63, 128, 65534, 1 << 30
 
 HARMLESS = """read write readv writev pread64 close close_range lseek mmap munmap mremap mprotect madvise
  brk futex stat fstat lstat newfstatat statx access faccessat faccessat2 getdents64 getcwd readlink
  readlinkat poll ppoll select pselect6 pipe pipe2 dup dup2 dup3 rt_sigaction rt_sigprocmask rt_sigreturn
- sigaltstack alarm getitimer setitimer pause nanosleep clock_nanosleep clock_gettime clock_getres
- gettimeofday time times restart_syscall sched_yield sched_getaffinity getpid getppid gettid getuid geteuid
- getgid getegid getrlimit getrusage sysinfo uname getrandom set_robust_list rseq membarrier exit exit_group"""
+ sigaltstack alarm getitimer setitimer pause nanosleep gettimeofday time times restart_syscall sched_yield
+ getpid getppid gettid getuid geteuid getgid getegid getrlimit getrusage sysinfo uname getrandom
+ set_robust_list rseq membarrier exit exit_group"""
 HARMFUL = """socket socketpair connect bind fork vfork execve execveat kill tkill tgkill pidfd_open ptrace
  process_vm_readv process_vm_writev unlink unlinkat rmdir rename renameat renameat2 link linkat symlink
  symlinkat truncate ftruncate chmod fchmod fchmodat chown fchown mkdir mkdirat mount unshare setns bpf
@@ -59,7 +63,8 @@ RULES = (  # what to do, with which system calls, if which argument compares how
     (SCMP_ERRNO | errno.ENOSYS, "clone3"),  # its flags lie in memory; the C library goes back to clone
     (SCMP_ALLOW, "fcntl", 1, SCMP_LE, F_GETFL, 0),  # not F_SETOWN, which sends signals
     (SCMP_ALLOW, "fcntl", 1, SCMP_EQ, F_DUPFD_CLOEXEC, 0),
-    (SCMP_ALLOW, "prlimit64", 0, SCMP_EQ, 0, 0),  # 0 is the process itself
+    (SCMP_ALLOW, "prlimit64 sched_getaffinity", 0, SCMP_EQ, 0, 0),  # 0 is the process itself
+    (SCMP_ALLOW, "clock_gettime clock_getres clock_nanosleep", 0, SCMP_LE, 15, 0),  # no CPU clock by pid
 )
 
 
@@ -216,6 +221,7 @@ def load(name, source):
         del sys.modules[module]
     seed_random(0, source)
     module = sys.modules[name] = types.ModuleType(name)  # dataclasses look it up
+    module.__dict__.update(__file__="/solution.py", __builtins__=builtins)
     try:
         code = compile(source, "<candidate>", "exec", dont_inherit=True, optimize=0)
     except (SyntaxError, ValueError) as error:  # ValueError: NUL bytes, lone surrogates
@@ -227,7 +233,10 @@ def load(name, source):
 def seed_random(seed, source):
     """Make random numbers the same each time, if the source mentions them."""
     if "random" in source:
-        __import__("random").seed(seed)
+        random = __import__("random")
+        random.Random.__init__.__defaults__ = (seed,)  # random.Random(), too
+        random.Random.seed.__defaults__ = (seed, 2)
+        random.seed()
 
 
 def classify(error: BaseException) -> str:
@@ -263,7 +272,9 @@ def run_script(source, stdin, stdout):
     """Run a program between two files; exit status: 0, 1 or 100 + the place of its outcome in FAULTS."""
     os.dup2(stdin, 0)
     os.dup2(stdout, 1)
-    sys.stdin, sys.stdout = open(0, errors="replace"), open(1, "w", errors="replace")
+    # Twice, as Python has them: a program that replaces one must not close the other's file.
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # type: ignore[misc]
     try:
         load("__main__", read_all(source).decode(errors="surrogatepass"))
         status = 0
@@ -272,11 +283,48 @@ def run_script(source, stdin, stdout):
     except BaseException as error:
         status = 100 + list(FAULTS.values()).index(classify(error))
     with suppress(BaseException):
-        if "threading" in sys.modules:
-            sys.modules["threading"]._shutdown()  # waits for its threads
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
+        end_script()
         os._exit(status)
+
+
+def end_script():
+    """Do what Python does at the end, but fast: programs write in hooks and when their objects are gone."""
+    if "threading" in sys.modules:
+        sys.modules["threading"]._shutdown()  # waits for its threads
+    atexit._run_exitfuncs()
+    last, sys.stdout = sys.stdout, sys.__stdout__
+    if last is not None and not getattr(last, "closed", False):
+        last.flush()
+    del last, sys.modules["__main__"]
+    gc.collect()  # of an open file, too, which this flushes
+    with suppress(ValueError):  # it was closed or detached
+        sys.stdout.flush()
+
+
+def same_output(output: bytes, expected: bytes) -> bool:
+    """Compare what a program printed with what is expected, line by line, by the rules in docs/reward.md."""
+    number = rb"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?"
+
+    def same(word, right):
+        if word == right:
+            return True
+        if not (re.fullmatch(rb"(?=.*[.eE])" + number, right) and re.fullmatch(number, word)):
+            return False
+        a, b = float(word), float(right)
+        return abs(a - b) <= 1e-6 * max(1, min(abs(a), abs(b)))  # false if one is infinite
+
+    texts = (io.BytesIO(text.strip()) for text in (output, expected))
+    for lines in itertools.zip_longest(*texts, fillvalue=b""):
+        if lines[0].rstrip() != lines[1].rstrip():
+            words = itertools.zip_longest(*(re.finditer(rb"\S+", line) for line in lines))
+            if not all(a and b and same(a[0], b[0]) for a, b in words):
+                return False
+    return True
+
+
+def compare(output, expected, _):
+    """Tell by the exit status whether two files hold the same."""
+    os._exit(not same_output(read_all(output), read_all(expected)))
 
 
 # -- judge: the only process with the test, the expected values and the verdict ------------------------------
@@ -405,9 +453,11 @@ def queued(pid):
 
 
 def supervise(poller, pids, timeout):
-    """Wait for the end of a job; return True if out of time. Waiting for a core costs none."""
+    """Wait for the end of a job; return True if out of time, or threads. Waiting for a core costs none."""
     start, left = time.monotonic(), timeout
-    while not poller.poll(max(10, 1000 * left)):
+    while not poller.poll(max(10, 1000 * min(left, 0.02))):
+        if any(os.stat(f"/proc/{pid}/task").st_nlink > MAX_THREADS + 2 for pid in pids):
+            return True
         wall = time.monotonic() - start
         cpu = sum(time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED) for pid in pids)  # of all their threads
         spent = max(wall - sum(map(queued, pids)), cpu)  # threads of its own do not give a program more
@@ -430,13 +480,16 @@ def reap(pids):
 
 
 def run_job(control, files, timeout, rights):
-    """Run one job; return [was it confined, wait status, did its time run out, CPU seconds, wall seconds]."""
+    """Run one job; return [was it confined, wait status, did its time run out, CPU seconds, wall seconds].
+
+    With two files there is a judge; with three a script, or a comparison if it may not write.
+    """
     start = time.monotonic()
     confined, gate = os.pipe()
     ours, theirs = socket.socketpair()
-    roles = (
-        {run_script: files} if len(files) == 3 else {serve: [theirs.fileno()], judge: [ours.fileno(), *files]}
-    )
+    roles = {run_script if rights[0][resource.RLIMIT_FSIZE] else compare: files}
+    if len(files) == 2:
+        roles = {serve: [theirs.fileno()], judge: [ours.fileno(), *files]}
     alarm = int(wall_limit(timeout)) + 1
     pids = [fork(role, fds, gate, alarm, rights) for role, fds in roles.items()]
     ours.close()
@@ -479,10 +532,12 @@ def import_numpy(folder):
 
 def become_nobody():
     """Give up root and its capabilities; let nobody look into this process; adopt daemons of programs."""
-    with suppress(OSError):  # not root
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+    # A user of its own, who shares no limit with other zygotes; some containers know fewer users.
+    for user in (OUR_USERS | int.from_bytes(os.urandom(3), "big"), NOBODY):
+        with suppress(OSError):  # not root, or not any more
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
     libc.capset(struct.pack("II", CAPABILITY_VERSION, 0), bytes(24))  # for a root that cannot change user
     for option, value in ((PR_SET_DUMPABLE, 0), (PR_SET_NO_NEW_PRIVS, 1), (PR_SET_CHILD_SUBREAPER, 1)):
         libc.prctl(option, value, 0, 0, 0)
@@ -493,8 +548,12 @@ def zygote():
     if "PYTHONHOME" not in os.environ:  # a descriptor, so that another user can use a Python below /root
         os.dup2(os.open(sys.base_prefix, os.O_PATH), HOME_FD)
         home = {"PYTHONHOME": f"/proc/self/fd/{HOME_FD}", "PYTHONHASHSEED": "0"}
-        os.execve(sys.executable, sys.orig_argv, home)
+        home |= {"HOME": "/", "USER": "nobody"}  # or the C library would ask a daemon, by a socket
+        script = os.memfd_create("worker", 0)  # no frame and no command line tells where the trainer is
+        os.write(script, open(sys.argv[0], "rb").read())
+        os.execve(sys.executable, [*sys.orig_argv[:-1], f"/proc/self/fd/{script}"], home)
     del sys.path[0]  # the trainer's own scripts
+    sys.argv[:] = ["solution.py"]
     for name in PRELOAD:
         __import__(name)
     control = socket.socket(fileno=os.dup(0))
@@ -514,12 +573,14 @@ def zygote():
     ruleset, version = landlock_ruleset() if "landlock" in layers else (-1, 0)
     memory_mb += 128 * bool(numpy_folder)  # what numpy takes of it
     limits = {"AS": memory_mb << 20, "CPU": int(timeout) + 3, "CORE": 0, "NOFILE": HOME_FD + 1}
-    limits["NPROC"] = 4096 if bpf else 0  # of the user; without seccomp neither processes nor threads
+    n_threads = MAX_THREADS if os.getuid() >= OUR_USERS else 1 << 20  # other users have more than our jobs
+    limits["NPROC"] = n_threads if bpf else 0  # without seccomp neither processes nor threads
     limits = {getattr(resource, f"RLIMIT_{name}"): limit for name, limit in limits.items()}
     for name, limit in limits.items():
         limits[name] = min(limit, resource.getrlimit(name)[1] % (1 << 64))  # -1 is no limit
     report = {"seccomp": bool(bpf), "landlock": version, "uid": os.getuid(), "network namespace": network}
     control.send(json.dumps(report).encode())
+    libc.mallopt(M_ARENA_MAX, 1)  # each thread would reserve 64 MB of the address space
     gc.freeze()  # forks copy less
     with suppress(ConnectionError):
         while files := (message := socket.recv_fds(control, 16, 3))[1]:

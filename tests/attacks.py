@@ -216,6 +216,14 @@ check("iterator of iterators", "memory timeout exception", "return T()", NEXT)
 check(
     "all descriptors", "failed", "import os\nwhile True:\n    try: os.pipe()\n    except OSError: return None"
 )
+COUNTED = """
+import _thread, threading, time
+threading.stack_size(1 << 15)
+for _ in range(400): _thread.start_new_thread(time.sleep, (99,))
+time.sleep(0.2)
+return a + b
+"""
+check("400 threads", "exception timeout", COUNTED, needs="seccomp")
 if X86:  # 26 kB of the kernel's memory each, and a place among 32768 process ids
     BOMB = """
     start = machine(bytes.fromhex(  # clone; in the thread: pause forever, on no stack
@@ -398,10 +406,41 @@ flags = [1, 2, 3, os.O_RDWR | os.O_APPEND, os.O_TRUNC, os.O_CREAT]  # O_TRUNC tr
 return [n for n in flags if works("@FILE@", n) or works("@FILE@.new", n | os.O_CREAT)]
 """
 check("flags of open", "failed", FLAGS, test=ANY, needs="write")
+CLOCKS = """
+import ctypes, os, time
+libc, seen, pair = ctypes.CDLL(None), [], ctypes.c_long * 2
+for pid in (os.getppid(), os.getpid() + 1, os.getpid() - 1, 1):
+    for kind in range(7):
+        clock = ~pid << 3 | kind
+        for act in (
+            lambda: time.clock_gettime(clock),
+            lambda: time.clock_getres(clock),
+            lambda: libc.clock_nanosleep(clock, 0, pair(0, 1), None) == 0 or open("/none"),
+            lambda: os.sched_getaffinity(pid),
+            lambda: resource.prlimit(pid, 0),
+        ):
+            try: seen.append((pid, kind, act()))
+            except (OSError, NameError): pass
+return seen
+"""
+check("clocks and cores of others", "failed", CLOCKS, test=ANY, needs="seccomp")
+FOLDER = """
+import os, sys
+texts, frame = [sys.argv, sys.orig_argv, sys.path, dict(os.environ)], sys._getframe()
+while frame:
+    texts += [frame.f_code.co_filename, frame.f_globals.get("__file__")]
+    frame = frame.f_back
+texts += [vars(module).get("__file__") for module in list(sys.modules.values())]
+for name in ("cmdline", "environ", "maps"):
+    try: texts.append(open(f"/proc/self/{name}").read())
+    except OSError: pass
+"""
+HERE = str(Path(__file__).resolve().parents[1])
+check("the trainer's folder", "failed", FOLDER + f"return {HERE!r} in repr(texts)", test=ANY, needs="read")
 for name, act in {
     "read": "open('@FILE@')",
     "read /etc/passwd": "open('/etc/passwd')",
-    "read sandbox.py": "open(sys.modules['__main__'].__file__)",
+    "read sandbox.py": f"open({str(Path(__file__).resolve().parents[1] / 'sandbox_worker.py')!r})",
     "read the environment of the zygote": "open(f'/proc/{os.getppid()}/environ')",
     "list the canary": "os.listdir('@FOLDER@')",
     "list the home": "os.listdir(os.path.expanduser('~'))",

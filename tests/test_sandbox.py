@@ -69,7 +69,7 @@ def layers(*names, **options):
 
 
 PATCHED = """import os, sys
-here = os.path.dirname(__file__)
+here = {here!r}
 sys.path.insert(0, {root!r})
 import sandbox_worker as worker
 {patch}
@@ -82,7 +82,7 @@ def patched_zygotes(patch):
     """Let new zygotes run this code first; return a folder that they can read, as `here`."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
         os.chmod(folder, 0o755)
-        Path(folder, "patched.py").write_text(PATCHED.format(root=str(ROOT), patch=patch))
+        Path(folder, "patched.py").write_text(PATCHED.format(here=folder, root=str(ROOT), patch=patch))
         monkeypatch.setattr(sandbox_worker, "__file__", f"{folder}/patched.py")
         yield folder
 
@@ -183,7 +183,9 @@ def test_fraction(sandbox):
 
 
 def test_surroundings(sandbox):
-    answer(sandbox, "return sorted(os.environ)", "['LC_CTYPE', 'PYTHONHASHSEED', 'PYTHONHOME']")
+    answer(
+        sandbox, "return sorted(os.environ)", "['HOME', 'LC_CTYPE', 'PYTHONHASHSEED', 'PYTHONHOME', 'USER']"
+    )
     answer(sandbox, "import signal\nreturn signal.alarm(0)", "4")  # 5 * 0.5 + 1, rounded up
     for name in ("sandbox", "sandbox_worker"):
         answer(sandbox, f"import importlib.util\nreturn importlib.util.find_spec('{name}')", "None")
@@ -251,13 +253,14 @@ def test_stdin_is_empty():
 
 @needs_root
 def test_root_becomes_somebody_without_rights():
-    who = "os.getresuid(), os.getresgid(), os.getgroups()"
-    nobody = (sandbox_worker.NOBODY,) * 3
-    code = f"def f():\n    import os\n    return {who}"
-    test = f"def check(f):\n    assert f() == {(nobody, nobody, [])}"
-    with layers() as sandbox:
-        result = sandbox.check(code, test, "f")
-        assert result.outcome == "passed", result
+    code = "def f():\n    import os\n    return os.getresuid(), os.getresgid(), os.getgroups()"
+    with layers() as sandbox, layers() as another:
+        users = [box.report["uid"] for box in (sandbox, another)]
+        assert users[0] != users[1] and min(users) >= 1 << 30  # they share no limit
+        for box, user in zip((sandbox, another), users):
+            ids = (user,) * 3
+            result = box.check(code, f"def check(f):\n    assert f() == {(ids, ids, [])}", "f")
+            assert result.outcome == "passed", result
 
 
 # -- many jobs -----------------------------------------------------------------------------------------------
@@ -1229,11 +1232,15 @@ def owner(entry):
         return entry.stat(follow_symlinks=False).st_uid
 
 
+def is_of_programs(uid):
+    return uid is not None and (uid >= 1 << 30 if os.geteuid() == 0 else uid == os.geteuid())
+
+
 def footprint():
     """Return what may leak: number of processes and descriptors, temporary files, megabytes per process."""
     pids = descendants(os.getpid())
-    uid = os.geteuid() or sandbox_worker.NOBODY  # of the programs
-    files = {entry.name for path in ("/tmp", "/dev/shm") for entry in os.scandir(path) if owner(entry) == uid}
+    folders = "/tmp", "/dev/shm"
+    files = {entry.name for path in folders for entry in os.scandir(path) if is_of_programs(owner(entry))}
     visible = ["self", *pids] if os.geteuid() == 0 else ["self"]
     fds = sorted(len(os.listdir(f"/proc/{pid}/fd")) for pid in visible)  # sorted: a new zygote has a new pid
     return len(pids), fds, files, sorted(megabytes(pid) for pid in (os.getpid(), *pids))
