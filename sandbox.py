@@ -55,7 +55,7 @@ class Result:
     outcome: str  # passed | failed | exception | syntax | timeout | memory | violation | error
     n_passed: int = 0  # asserts or cases that held
     n_tests: int = 0  # those that were executed, or that the test has if these are more
-    fraction: float = 0.0  # n_passed / n_tests, below 1 unless passed
+    fraction: float = 0.0  # n_passed / n_tests, below 1 unless passed; 0 if the end is early and n unknown
     message: str = ""
     cpu: float = 0.0  # seconds of the candidate
     wall: float = 0.0  # seconds of the job
@@ -65,6 +65,15 @@ class CountAsserts(ast.NodeTransformer):
     """Make every assert, or call into numpy.testing, report to the judge instead of ending the test."""
 
     n_asserts = 0
+    is_certain = True  # no assert can be executed twice
+
+    def visit_For(self, node):
+        before = self.n_asserts
+        self.generic_visit(node)
+        self.is_certain &= self.n_asserts == before or getattr(node, "name", "") == "check"
+        return node
+
+    visit_While = visit_AsyncFor = visit_FunctionDef = visit_AsyncFunctionDef = visit_For
 
     def visit_Assert(self, node):
         self.n_asserts += 1
@@ -89,7 +98,7 @@ COMPILING = threading.Lock()  # ast.parse is not thread-safe in Python 3.11: "re
 
 @functools.lru_cache(maxsize=4096)
 def compile_test(test: str, prompt: str) -> tuple:
-    """Return (code of the prompt, code of the test, number of counted asserts).
+    """Return (code of the prompt, code of the test, number of counted asserts, can none run twice).
 
     Raises SyntaxError, or ValueError where nothing in the test could fail.
     """
@@ -105,7 +114,8 @@ def compile_test(test: str, prompt: str) -> tuple:
         with suppress(SyntaxError, ValueError):
             helpers = compile(source, "<prompt>", "exec", dont_inherit=True, optimize=0)
     # optimize=0, or `python -O` would take the asserts away
-    return helpers, compile(tree, "<test>", "exec", dont_inherit=True, optimize=0), counter.n_asserts
+    code = compile(tree, "<test>", "exec", dont_inherit=True, optimize=0)
+    return helpers, code, counter.n_asserts, counter.is_certain
 
 
 def ending(status: int, late: bool) -> str:
@@ -117,15 +127,21 @@ def ending(status: int, late: bool) -> str:
     return {0: "passed", **dict(enumerate(FAULTS.values(), 100))}.get(status >> 8 or status, "exception")
 
 
-def judged(n_asserts: int, verdict, status: int, late: bool, cpu: float, wall: float) -> Result:
-    """Make a Result of what the judge counted and how the candidate ended."""
+def judged(known, n_asserts: int, verdict, status: int, late: bool, cpu: float, wall: float) -> Result:
+    """Make a Result of what the judge counted and how the candidate ended.
+
+    known: how many comparisons the reference makes; None where that is not known, and so nothing certain.
+    """
     if late and not verdict:  # the test itself ran out of time
-        verdict = '["timeout", "", 0, 0]'
-    outcome, message, n_passed, n_tests = json.loads(verdict)
+        verdict = '["timeout", "", 0, 0, false]'
+    outcome, message, n_passed, n_tests, is_whole = json.loads(verdict)
     if late or outcome == "died":
         outcome = ending(status or 1, late)
     if outcome != "passed":
-        n_tests = max(n_tests, n_asserts, n_passed + 1)
+        if not is_whole:  # however often a loop went round
+            n_passed = min(n_passed, known or 0)
+            n_tests = min(n_tests, n_passed + 1)
+        n_tests = max(n_tests, n_asserts, n_passed + 1, known or 0)
     return Result(outcome, n_passed, n_tests, n_passed / n_tests, message, cpu, wall)
 
 
@@ -320,28 +336,31 @@ class Sandbox(ExitStack):
         finally:
             self.idle.put(worker)
 
-    def _test(self, code, test, entry_point, prompt, has_program_names):
+    def _test(self, code, test, entry_point, prompt, has_program_names, n_tests=None):
         try:
             with COMPILING:
                 compiled = compile_test(test, prompt)
         except (SyntaxError, ValueError) as error:
             return Result("error", message=f"the test cannot be used: {error}")
-        job = marshal.dumps((code, entry_point, has_program_names, prompt + test, *compiled))
-        return self._run([job], functools.partial(judged, compiled[-1]))
+        *compiled, n_asserts, is_certain = compiled
+        job = marshal.dumps((code, entry_point, has_program_names, prompt + test, *compiled, n_asserts))
+        known = n_tests or (n_asserts if is_certain else None)
+        return self._run([job], functools.partial(judged, known, n_asserts))
 
-    def check(self, code, test, entry_point, prompt=""):
+    def check(self, code, test, entry_point, prompt="", n_tests=None):
         """Run the program `code`; `test` defines check(candidate) and gets the function named `entry_point`.
 
         The test's helpers come from `prompt`, never from the program. Outcome "error": our own fault.
+        n_tests: how many comparisons the reference makes, for the credit of programs that end early.
         """
-        return self._test(code, test + CALL_CHECK, entry_point, prompt, False)
+        return self._test(code, test + CALL_CHECK, entry_point, prompt, False, n_tests)
 
-    def check_asserts(self, code, asserts, setup="", entry_point=""):
+    def check_asserts(self, code, asserts, setup="", entry_point="", n_tests=None):
         """Run the program `code` and a list of asserts that use its names, as in MBPP.
 
         Names of builtins are the test's own; if the function is called `sum`, `entry_point` must say so.
         """
-        return self._test(code, "\n".join([setup, *asserts]), entry_point, "", True)
+        return self._test(code, "\n".join([setup, *asserts]), entry_point, "", True, n_tests)
 
     def check_io(self, code, cases, fn_name=None):
         """Run the program `code` once per case: (stdin, stdout), or (arguments, result) of `fn_name`.
@@ -506,9 +525,10 @@ def lock(file):
         return
 
 
-def job(task: dict, completion: str) -> tuple[str, str, str, str]:
+def job(task: dict, completion: str) -> tuple:
     """Return the arguments of Sandbox.check. What rewards the policy and what evaluates it is this alone."""
-    return program(task, completion), task["test"], task["entry_point"], task["prompt"]
+    code = program(task, completion)
+    return code, task["test"], task["entry_point"], task["prompt"], task.get("n_tests")
 
 
 def start_scoring(sandbox, task, completion):
@@ -535,7 +555,8 @@ def lossy(tokenizer, tasks: list[dict]) -> list[dict]:
 def preflight(sandbox, tasks, tokenizer=None, cut=None):
     """Score reference solutions (must pass) and cheats (must not); return one line or raise SystemExit.
 
-    Also the references as they come back from a tokenizer, or from cut(task, completion), where given.
+    Also the references as they come back from a tokenizer, or from cut(task, completion), where given. Notes
+    in the tasks how many comparisons the references make.
     """
     cheats = [(task, cheat) for i, task in enumerate(tasks) for cheat in CHEATS[: 6 if i < 8 else 1]]
     right = [(task, reference(task)) for task in tasks]
@@ -545,6 +566,8 @@ def preflight(sandbox, tasks, tokenizer=None, cut=None):
     results = score(sandbox, [task for task, _ in pairs], [completion for _, completion in pairs])
     n, m = len(tasks), len(right + again)
     scored = [(task["task_id"], result) for (task, _), result in zip(pairs, results)]
+    for task, result in zip(tasks, results):
+        task["n_tests"] = result.n_tests
     findings = {
         "the sandbox itself failed on": [item for item in scored if item[1].outcome == "error"],
         "the reference does not pass for": [item for item in scored[:n] if item[1].outcome != "passed"],

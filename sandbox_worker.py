@@ -7,12 +7,17 @@ surrounds the zygote. This file imports little: every fork copies what its zygot
 
 import atexit
 import builtins
+import collections
 import ctypes
 import errno
+import functools
 import gc
+import importlib
 import json
 import marshal
+import operator
 import os
+import re
 import select
 import signal
 import socket
@@ -133,8 +138,12 @@ def read_all(fd):
 #   2 + 3j, range(4)   ["c", 2.0, 3.0], ["r", 0, 4, 1]
 #   {"a": None}        ["d", ["t", "a", null]]
 #   [1], (1,), {1}     ["l", 1], ["t", 1], ["s", 1]            a frozenset: ["f", 1]
-#   iter([1])          ["n", 1]                                from the candidate only
-#   other objects      ["o", 0], ["o", "f"]                    a place in `kept`, a name of the program
+#   Point(x=1)         ["q", "Point", ["l", "x"], 1]           a namedtuple
+#   Decimal("0.1")     ["x", "decimal.Decimal", "0.1"]         a type itself: ["y", "decimal.Decimal"]
+#   iter([1])          ["n", 1]                                to the candidate only
+#   TreeNode(1)        ["m", "TreeNode", ["d", ...]]           its class is in the prompt: attributes
+#   other objects      ["o", 0, "__len__"], ["o", "f"]         a place in `kept`, a name of the program
+#   other functions    ["p", 0], ["g", "math", "sqrt"]         of the test, of the standard library
 FORMS: tuple = (  # tag, type, its parts, the way back
     ("i", int, lambda value: [hex(value)], lambda parts: int(parts[0], 16)),
     ("e", float, lambda value: [float(value)], lambda parts: float(parts[0])),
@@ -142,39 +151,74 @@ FORMS: tuple = (  # tag, type, its parts, the way back
     ("b", bytes, lambda value: [value.hex()], lambda parts: bytes.fromhex(parts[0])),
     ("c", complex, lambda value: [value.real, value.imag], lambda parts: complex(*parts)),
     ("r", range, lambda value: [value.start, value.stop, value.step], lambda parts: range(*parts)),
+    ("k", type({}.keys()), list, lambda parts: dict.fromkeys(parts).keys()),
+    ("v", type({}.values()), list, lambda parts: dict(enumerate(parts)).values()),
+    ("w", type({}.items()), list, lambda parts: dict(parts).items()),
     ("d", dict, dict.items, dict),
     ("l", list, list, list),
     ("t", tuple, tuple, tuple),
     ("s", set, set, set),
     ("f", frozenset, frozenset, frozenset),
 )
-BUILD = {"n": iter, **{tag: back for tag, _, _, back in FORMS}}
+STANDARD = set(
+    """array.array builtins.bytearray builtins.slice collections.Counter collections.OrderedDict
+ collections.defaultdict collections.deque datetime.date datetime.datetime datetime.time datetime.timedelta
+ datetime.timezone decimal.Decimal fractions.Fraction""".split()
+)  # exact types, as arguments to make them of
+TYPES = STANDARD | {f"builtins.{name}" for name, kind in vars(builtins).items() if isinstance(kind, type)}
+TYPES -= {"builtins.type"}  # it makes new ones
 
 
-def encode(value, kept: list | None = None):
-    """Make JSON of plain data. Subclasses (Counter) go as their base, other objects stay here, in `kept`."""
+def find_type(name, names):
+    """Return a type of the standard library; raises LookupError where its name is not in `names`."""
+    if name not in names:
+        raise LookupError(name)
+    module, name = name.split(".")
+    return getattr(importlib.import_module(module), name)
+
+
+@functools.cache
+def tuple_type(name, *fields):
+    """Return a namedtuple type, which refuses what is no identifier."""
+    return collections.namedtuple(name, fields)
+
+
+BUILD = {
+    "n": iter,
+    "q": lambda parts: tuple_type(parts[0], *parts[1])(*parts[2:]),
+    "x": lambda parts: find_type(parts[0], STANDARD)(*parts[1:]),
+    "y": lambda parts: find_type(parts[0], TYPES),
+    **{tag: back for tag, _, _, back in FORMS},
+}
+
+
+def encode(value, rest=None):
+    """Make JSON of plain data. Subclasses go as their base; rest(value) is asked for all other objects."""
     kind = type(value)
     if value is None or kind in (bool, float, str) or (kind is int and abs(value) < 1 << 62):
         return value
+    if (name := f"{kind.__module__}.{kind.__name__}") in STANDARD:
+        _, args, _, items, pairs = (*value.__reduce_ex__(2), None, None, None)[:5]
+        args = [list(items), *args[1:]] if items else [*args, list(pairs)] if pairs else args
+        return ["x", name, *(encode(part, rest) for part in args)]
+    if kind is type and (name := f"{value.__module__}.{value.__name__}") in TYPES:
+        return ["y", name]
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return ["q", kind.__name__, ["l", *kind._fields], *(encode(part, rest) for part in value)]
     for tag, base, parts, _ in FORMS:
         if issubclass(kind, base):
-            return [tag, *(encode(part, kept) for part in parts(value))]
-    if kind is Handle:
-        return ["o", vars(value)["_target"]]
-    if kept is None:
-        raise TypeError(f"cannot pass {kind.__name__} to the candidate")
-    if hasattr(kind, "__next__"):
-        return ["n", *(encode(part, kept) for part in value)]
-    kept.append(value)
-    return ["o", len(kept) - 1]
+            return [tag, *(encode(part, rest) for part in parts(value))]
+    if rest:
+        return rest(value)
+    raise TypeError(f"cannot pass {kind.__name__} to the candidate")
 
 
-def decode(message, handle):
-    """Undo encode. Whatever the other side sent, only exact builtins and handle(index) come out."""
+def decode(message, rest):
+    """Undo encode. Whatever the other side sent, only exact builtins, STANDARD and rest(*parts) come out."""
     if type(message) is not list:
         return message
-    tag, parts = message[0], [decode(part, handle) for part in message[1:]]
-    return handle(*parts) if tag == "o" else BUILD[tag](parts)
+    tag, parts = message[0], [decode(part, rest) for part in message[1:]]
+    return BUILD[tag](parts) if tag in BUILD else rest(tag, *parts)
 
 
 def send(fd, message):
@@ -206,7 +250,14 @@ class SourceError(Exception):
 
 
 FAULTS = {SourceError: "syntax", MemoryError: "memory", PermissionError: "violation", object: "exception"}
-OPERATIONS = {"call": lambda f, *args, **kwargs: f(*args, **kwargs), "get": getattr, "set": setattr}
+OPERATIONS = {  # beside those of the module operator, and the object's own methods
+    "__bool__": bool,
+    "__call__": lambda function, *args, **kwargs: function(*args, **kwargs),
+    "__eq__": lambda a, b: not callable(a) and a == b,  # to return functions is no way to be equal
+    "isinstance": lambda kind, value: isinstance(value, kind),
+    "get": getattr,
+    "set": setattr,
+}
 
 
 def load(name, source):
@@ -237,26 +288,66 @@ def classify(error: BaseException) -> str:
 
 def serve(fd):
     """Run the program that comes first, then answer requests until the judge hangs up."""
-    namespace, kept = None, []
+    namespace, kept, shared = {}, [], []
 
     def find(target):
         if type(target) is int:
             return kept[target]
-        if target not in namespace and "Solution" in namespace:  # LeetCode's form, in APPS and TACO
-            return getattr(namespace["Solution"](), target)
-        return namespace[target]
+        name, _, attribute = target.replace("()", "").partition(".")
+        solution = namespace.get("Solution")  # LeetCode's form, in APPS and TACO
+        if solution and not attribute and (name not in namespace or hasattr(solution, name)):
+            name, attribute = "Solution", name
+        return getattr(namespace[name](), attribute) if attribute else namespace[name]
 
-    while True:
-        operation, target, args, kwargs = receive(fd)
-        try:
-            if operation == "load":
-                namespace, value = load("solution", target), None
-            else:
-                value = OPERATIONS[operation](find(target), *decode(args, find), **decode(kwargs, find))
-            send(fd, {"ok": encode(value, kept)})
-        except BaseException as error:  # SystemExit too
-            names = [kind.__name__ for kind in type(error).__mro__]
-            send(fd, {"outcome": classify(error), "names": names, "text": f"{names[0]}: {error}"[:300]})
+    def keep(value):
+        kind = type(value)
+        if kind.__name__ in shared and kind is namespace.get(kind.__name__):
+            return ["m", kind.__name__, encode(vars(value), keep)]
+        kept.append(value)
+        return ["o", len(kept) - 1, " ".join(name for name in SPECIAL if getattr(kind, name, None))]
+
+    def take(tag, *parts):
+        if tag == "o":
+            return find(*parts)
+        if tag == "g":
+            return functools.reduce(getattr, parts[1].split("."), importlib.import_module(parts[0]))
+        if tag == "p":
+            return lambda *args, **kwargs: call_back(parts[0], args, kwargs)
+        return revive(namespace[parts[0]], parts[1])
+
+    def call_back(index, args, kwargs):
+        send(fd, {"call": [index, encode(args, keep), encode(kwargs, keep)]})
+        return answer()
+
+    def answer():
+        """Answer requests until what the judge was asked for comes."""
+        nonlocal namespace, shared
+        while True:
+            operation, target, args, kwargs = receive(fd)
+            if operation == "return":
+                return decode(target, take)
+            if operation == "raise":
+                raise find_type(target, TYPES)(*decode(args, take))
+            try:
+                value = None
+                if operation == "load":
+                    shared, namespace = args, load("solution", target)
+                else:
+                    args, kwargs = decode(args, take), decode(kwargs, take)
+                    act = OPERATIONS.get(operation) or getattr(operator, operation, None)
+                    if act:
+                        value = act(find(target), *args, **kwargs)
+                    else:
+                        value = getattr(find(target), operation)(*args, **kwargs)
+                send(fd, {"ok": encode(value, keep)})
+            except BaseException as error:
+                names = [kind.__name__ for kind in type(error).__mro__]
+                reply = {"outcome": classify(error), "names": names, "text": f"{names[0]}: {error}"[:300]}
+                send(fd, {**reply, "args": encode(error.args, keep)})
+                if not isinstance(error, Exception):
+                    os._exit(1)
+
+    answer()
 
 
 def run_script(source, stdin, stdout):
@@ -281,10 +372,16 @@ def run_script(source, stdin, stdout):
 
 # -- judge: the only process with the test, the expected values and the verdict ------------------------------
 
-# What the candidate may raise in a test. Not AssertionError, which the judge finds, nor StopIteration, which
-# would end `all(map(candidate, xs))`: these and all others become Exception.
-EXPECTED = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-EXPECTED = {kind.__name__: kind for kind in (*EXPECTED, IndexError, KeyError, ZeroDivisionError)}
+# What a handle may do in a test. A function's result that is no data: nothing that shows the program what is
+# expected, or stands for data. An object of a class, which the test calls by a name with a capital: all.
+QUIET = "__call__ __bool__ __hash__ __next__ send throw close __enter__ __exit__".split()
+OPERATORS = "lt le gt ge add sub mul truediv floordiv mod pow and or xor matmul iadd isub imul".split()
+OPERATORS = [f"__{name}__" for name in OPERATORS]
+OF_OBJECTS = "__len__ __iter__ __getitem__ __setitem__ __delitem__ __str__ __repr__ __neg__ __abs__".split()
+SPECIAL = [*QUIET, *OF_OBJECTS, *OPERATORS, "__contains__"]
+MADE, CLASS = 2, 3  # ranks; 0: of a function, 1: of an object's method
+EXCEPTIONS = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
+EXCEPTIONS = {name: kind for name, kind in EXCEPTIONS.items() if issubclass(kind, Exception)}
 
 
 class CandidateDied(BaseException):
@@ -292,21 +389,64 @@ class CandidateDied(BaseException):
 
 
 class Handle:
-    """An object that stayed in the candidate. Equality is identity: its own __eq__ is never asked."""
+    """An object that stayed in the candidate, which is asked; what comes back is data or a handle.
 
-    def __init__(self, target, ask):
-        vars(self).update(_target=target, _ask=ask)
+    Data is never equal to it, whatever its own __eq__ says; of two handles the candidate decides.
+    """
 
-    def __call__(self, *args, **kwargs):
-        return self._ask("call", self._target, encode(args), encode(kwargs))
+    __hash__ = None
+
+    def __init__(self, target, ask, rank=0):
+        vars(self).update(_target=target, _rank=rank, _ask=functools.partial(ask, self))
 
     def __getattr__(self, name):
         if name.startswith("__array"):  # numpy would take an address in memory from the program
             raise AttributeError(name)
-        return self._ask("get", self._target, encode([name]), encode({}))
+        return self._ask("get", name)
 
     def __setattr__(self, name, value):
-        self._ask("set", self._target, encode([name, value]), encode({}))
+        self._ask("set", name, value)
+
+    def __eq__(self, other):
+        return self is other or (isinstance(other, Handle) and self._ask("__eq__", other) is True)
+
+    def __instancecheck__(self, other):
+        return isinstance(other, Handle) and self._ask("isinstance", other) is True
+
+
+def forward(name):
+    """Return a special method that the candidate answers."""
+
+    def method(self, *args, **kwargs):
+        value = self._ask(name, *args, **kwargs)
+        if name in OPERATORS and not (isinstance(args[0], Handle) or isinstance(value, Handle)):
+            return NotImplemented  # data that it made of the test's data, of what was expected perhaps
+        return value
+
+    return method
+
+
+@functools.cache
+def handle_type(names, rank):
+    """Return the type for a handle of an object with these special methods."""
+    usable = SPECIAL if rank == MADE else SPECIAL[:-1] if rank == 1 else QUIET
+    methods = {name: forward(name) for name in names.split() if name in usable}
+    if "__next__" in methods:
+        methods["__iter__"] = lambda self: self
+    return type("Handle", (Handle,), methods)
+
+
+def named(name, ask):
+    """Return a handle for a name of the program."""
+    rank = CLASS if name.rpartition(".")[2][:1].isupper() else 0
+    return handle_type("__call__ __bool__ __hash__", rank)(name, ask, rank)
+
+
+def revive(kind, attributes):
+    """Make an object of a class of the prompt."""
+    value = kind.__new__(kind)
+    vars(value).update(attributes)
+    return value
 
 
 class Names(dict):
@@ -317,58 +457,111 @@ class Names(dict):
     def __missing__(self, name):
         if not self.ask or hasattr(builtins, name):
             raise KeyError(name)
-        return __import__(name) if name in sys.stdlib_module_names else Handle(name, self.ask)
+        return __import__(name) if name in sys.stdlib_module_names else named(name, self.ask)
 
 
 def judge(fd, job, verdict):
     """Run the test in the file `job` against the candidate and write the verdict (all file descriptors)."""
     code, entry_point, has_program_names, source, helpers, test, n_asserts = marshal.loads(read_all(job))
     seed_random(source, source)  # unknown to the candidate
-    counted = {"outcome": "passed", "message": "", "n_passed": 0, "n_tests": 0}
+    counted = {"outcome": "passed", "message": "", "n_passed": 0, "n_tests": 0, "is_whole": True}
+    names, classes, given = Names(__name__="test", __compare__=compare), {}, []
 
     def count(error, source=""):
         counted["n_tests"] += 1
         counted["n_passed"] += error is None
         if error is not None and counted["outcome"] == "passed":  # the first failure wins
-            is_failure = type(error) is AssertionError
+            is_failure = type(error) is AssertionError and not hasattr(error, "outcome")
             counted["outcome"] = "failed" if is_failure else getattr(error, "outcome", "exception")
             with suppress(Exception):  # even this may fail: an int of 5000 digits has no str()
                 text = f"{source} {error}" if is_failure else getattr(error, "text", None) or repr(error)
                 counted["message"] = text.strip()[:300]
 
-    def ask(*request):
+    def give(value):
+        kind = type(value)
+        if isinstance(value, Handle):
+            return ["o", vars(value)["_target"]]
+        if kind is classes.get(kind.__name__):
+            return ["m", kind.__name__, encode(vars(value), give)]
+        if hasattr(kind, "__next__"):
+            return ["n", *(encode(part, give) for part in value)]
+        if getattr(value, "__module__", None) in sys.stdlib_module_names and hasattr(value, "__qualname__"):
+            return ["g", value.__module__, value.__qualname__]  # never run here what the program calls
+        if not callable(value) or isinstance(value, type):
+            raise TypeError(f"cannot pass {kind.__name__} to the candidate")
+        given.append(value)
+        return ["p", len(given) - 1]
+
+    def taker(rank):
+        def take(tag, *parts):
+            if tag == "m":
+                return revive(classes[parts[0]], parts[1])
+            target, *special = parts if tag == "o" else []
+            return handle_type(*special or [""], rank)(target, ask, rank)
+
+        return take
+
+    def call_back(index, args, kwargs):
+        """Call a function of the test for the candidate; what holds in it does not count."""
+        before = {name: counted[name] for name in ("n_passed", "n_tests")}
+        try:
+            value = given[index](*decode(args, taker(0)), **decode(kwargs, taker(0)))
+            reply = "return", encode(value, give), None, None
+        except Exception as error:
+            name = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
+            reply = "raise", f"builtins.{name}", encode(tuple(map(str, error.args))), None
+        counted.update(before)
+        return reply
+
+    def ask(handle, operation, *args, **kwargs):
+        rank = vars(handle)["_rank"]
+        request = operation, vars(handle)["_target"], encode(args, give), encode(kwargs, give)
+        return exchange(request, MADE if rank == CLASS else min(rank, 1))
+
+    def exchange(request, rank=0):
         """Send a request; return what the candidate returned or raise what it raised."""
         try:
             send(fd, request)
-            reply = receive(fd)
+            while "call" in (reply := receive(fd)):
+                send(fd, call_back(*reply["call"]))
             if "ok" in reply:
-                return decode(reply["ok"], lambda index: Handle(index, ask))
-            error = next((EXPECTED[name] for name in reply["names"] if name in EXPECTED), Exception)()
+                return decode(reply["ok"], taker(rank))
+            known = {**EXCEPTIONS, **{n: c for n, c in classes.items() if issubclass(c, Exception)}}
+            kind = next((known[name] for name in reply["names"] if name in known), CandidateDied)
+            if kind is StopIteration and request[0] not in ("__next__", "send", "throw"):
+                kind = Exception  # it would end `all(map(candidate, xs))`
+            error = Exception()
+            with suppress(Exception):
+                error = kind(*decode(reply.get("args", ["l"]), taker(0)))
             error.outcome = reply["outcome"] if reply["outcome"] in FAULTS.values() else "violation"
             error.text = str(reply["text"])
         except Exception as fault:  # no reply, or none that encode() could have made
             error = CandidateDied()
             error.outcome = "died" if isinstance(fault, OSError) else "violation"
             error.text = "the program ended early or broke its connection"
+        if isinstance(error, CandidateDied):
+            counted["is_whole"] = False
             count(error)  # noted now: a bare `except:` of the test may swallow it
         raise error
 
-    names = Names(__name__="test", __count__=count)
     try:
         with suppress(Exception):
             exec(helpers, names)  # trusted helpers from the prompt, e.g. poly() of HumanEval/32
-        names.ask = ask if has_program_names else None
-        names["__candidate__"] = names[entry_point] = Handle(entry_point, ask)
-        ask("load", code, None, None)
+        made_here = {name: kind for name, kind in names.items() if getattr(kind, "__module__", "") == "test"}
+        classes.update((name, kind) for name, kind in made_here.items() if isinstance(kind, type))
+        classes.pop(entry_point.partition(".")[0].removesuffix("()"), None)  # it is the program's
+        names["__count__"], names.ask = count, ask if has_program_names else None
+        names["__candidate__"] = names[entry_point] = named(entry_point, ask)
+        exchange(("load", code, list(classes), None))
         exec(test, names)
         if not n_asserts:
             count(None)  # nothing to count: the test as a whole is one case
         elif not counted["n_tests"]:
             count(Exception("no assert of the test was reached"))
-    except CandidateDied:
-        pass
     except BaseException as error:
-        count(error)
+        counted["is_whole"] = False
+        if not isinstance(error, CandidateDied):
+            count(error)
     os.write(verdict, json.dumps(list(counted.values())).encode())
 
 
@@ -466,13 +659,24 @@ def of_one_shape(compare, shape):
     return compare_strictly
 
 
+def compare(name, left, right):
+    """Compute left == right, left != right or left - right for a test, as of_one_shape for arrays."""
+    act, numpy = getattr(operator, name), sys.modules.get("numpy")
+    is_array = numpy and isinstance(left, numpy.ndarray) | isinstance(right, numpy.ndarray)
+    return (of_one_shape(act, numpy.shape) if is_array else act)(left, right)
+
+
 def import_numpy(folder):
     """Import numpy, for tests alone."""
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     sys.path.append(folder)
     numpy = __import__("numpy.testing")
     sys.path.pop()
-    for module, name in ((numpy, "allclose"), (numpy.testing, "assert_allclose")):
+    names = "allclose isclose array_equiv equal not_equal less less_equal greater greater_equal".split()
+    asserts = [
+        name for name in dir(numpy.testing) if re.match("assert_(all|almost|approx|array|equal)", name)
+    ]
+    for module, name in (*((numpy, name) for name in names), *((numpy.testing, name) for name in asserts)):
         setattr(module, name, of_one_shape(getattr(module, name), numpy.shape))
     TESTS_ONLY.extend(name for name in sys.modules if name.split(".")[0] == "numpy")
 
