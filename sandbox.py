@@ -92,6 +92,28 @@ class CountAsserts(ast.NodeTransformer):
     visit_TryStar = visit_With = visit_Try
 
 
+class OneShape(ast.NodeTransformer):
+    """Let the judge compute ==, != and - where numpy could broadcast a wrong shape away."""
+
+    NAMES = {ast.Eq: "eq", ast.NotEq: "ne", ast.Sub: "sub"}
+
+    def visit_Compare(self, node):
+        return self.computed(node, node.ops[0], node.left, *node.comparators)
+
+    def visit_BinOp(self, node):
+        return self.computed(node, node.op, node.left, node.right)
+
+    def computed(self, node, act, *parts):
+        self.generic_visit(node)
+        is_literal = any(isinstance(part, (ast.Constant, ast.UnaryOp)) for part in parts)
+        if type(act) not in self.NAMES or len(parts) > 2 or is_literal:  # x == 0 is meant so
+            return node
+        call = ast.Call(
+            ast.Name("__compare__", ast.Load()), [ast.Constant(self.NAMES[type(act)]), *parts], []
+        )
+        return ast.copy_location(call, node)
+
+
 CALL_CHECK = "\n\ncheck(__candidate__)\n"
 COMPILING = threading.Lock()  # ast.parse is not thread-safe in Python 3.11: "recursion depth mismatch"
 
@@ -108,7 +130,8 @@ def compile_test(test: str, prompt: str) -> tuple:
     if not can_fail and "assert" not in " ".join(called):  # assertEqual is one
         raise ValueError("it has no assert")
     counter = CountAsserts()
-    tree = ast.fix_missing_locations(counter.visit(tree))
+    tree = counter.visit(tree)
+    tree = ast.fix_missing_locations(OneShape().visit(tree) if "numpy" in test else tree)
     helpers = compile("", "<prompt>", "exec")
     for source in (prompt.rstrip() + " pass", prompt):  # " pass" completes a header without docstring
         with suppress(SyntaxError, ValueError):

@@ -304,7 +304,8 @@ def serve(fd):
         if kind.__name__ in shared and kind is namespace.get(kind.__name__):
             return ["m", kind.__name__, encode(vars(value), keep)]
         kept.append(value)
-        return ["o", len(kept) - 1, " ".join(name for name in SPECIAL if getattr(kind, name, None))]
+        methods = collections.ChainMap(*map(vars, kind.__mro__))
+        return ["o", len(kept) - 1, " ".join(name for name in SPECIAL if methods.get(name))]
 
     def take(tag, *parts):
         if tag == "o":
@@ -334,7 +335,7 @@ def serve(fd):
                     shared, namespace = args, load("solution", target)
                 else:
                     args, kwargs = decode(args, take), decode(kwargs, take)
-                    act = OPERATIONS.get(operation) or getattr(operator, operation, None)
+                    act = OPERATIONS.get(operation) or vars(operator).get(operation)
                     if act:
                         value = act(find(target), *args, **kwargs)
                     else:
@@ -662,8 +663,9 @@ def of_one_shape(compare, shape):
 def compare(name, left, right):
     """Compute left == right, left != right or left - right for a test, as of_one_shape for arrays."""
     act, numpy = getattr(operator, name), sys.modules.get("numpy")
-    is_array = numpy and isinstance(left, numpy.ndarray) | isinstance(right, numpy.ndarray)
-    return (of_one_shape(act, numpy.shape) if is_array else act)(left, right)
+    has = lambda kind: isinstance(left, kind) or isinstance(right, kind)
+    strict = numpy and has(numpy.ndarray) and not has(numpy.generic)  # which comes of x.mean(), say
+    return (of_one_shape(act, numpy.shape) if strict else act)(left, right)
 
 
 def import_numpy(folder):
