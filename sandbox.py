@@ -65,21 +65,11 @@ class CountAsserts(ast.NodeTransformer):
     """Make every assert, or call into numpy.testing, report to the judge instead of ending the test."""
 
     n_asserts = 0
-    is_certain = True  # no assert can be executed twice
-
-    def visit_For(self, node):
-        before = self.n_asserts
-        self.generic_visit(node)
-        self.is_certain &= self.n_asserts == before or getattr(node, "name", "") == "check"
-        return node
-
-    visit_While = visit_AsyncFor = visit_FunctionDef = visit_AsyncFunctionDef = visit_For
 
     def visit_Assert(self, node):
         self.n_asserts += 1
-        report = f"__count__(__error, {ast.unparse(node)!r})"
-        source = f"try: pass\nexcept Exception as __error: {report}\nelse: __count__(None)"
-        wrapper = ast.parse(source).body[0]
+        source = "try: pass\nexcept Exception as __error: __count__(__error, {!r})\nelse: __count__(None)"
+        wrapper = ast.parse(source.format(ast.unparse(node))).body[0]
         wrapper.body = [node]
         return ast.copy_location(wrapper, node)
 
@@ -92,53 +82,30 @@ class CountAsserts(ast.NodeTransformer):
     visit_TryStar = visit_With = visit_Try
 
 
-class OneShape(ast.NodeTransformer):
-    """Let the judge compute ==, != and - where numpy could broadcast a wrong shape away."""
-
-    NAMES = {ast.Eq: "eq", ast.NotEq: "ne", ast.Sub: "sub"}
-
-    def visit_Compare(self, node):
-        return self.computed(node, node.ops[0], node.left, *node.comparators)
-
-    def visit_BinOp(self, node):
-        return self.computed(node, node.op, node.left, node.right)
-
-    def computed(self, node, act, *parts):
-        self.generic_visit(node)
-        is_literal = any(isinstance(part, (ast.Constant, ast.UnaryOp)) for part in parts)
-        if type(act) not in self.NAMES or len(parts) > 2 or is_literal:  # x == 0 is meant so
-            return node
-        call = ast.Call(
-            ast.Name("__compare__", ast.Load()), [ast.Constant(self.NAMES[type(act)]), *parts], []
-        )
-        return ast.copy_location(call, node)
-
-
 CALL_CHECK = "\n\ncheck(__candidate__)\n"
 COMPILING = threading.Lock()  # ast.parse is not thread-safe in Python 3.11: "recursion depth mismatch"
 
 
 @functools.lru_cache(maxsize=4096)
 def compile_test(test: str, prompt: str) -> tuple:
-    """Return (code of the prompt, code of the test, number of counted asserts, can none run twice).
+    """Return (code of the prompt, code of the test, number of counted asserts, that or 0 if some may recur).
 
     Raises SyntaxError, or ValueError where nothing in the test could fail.
     """
     tree = ast.parse(test)
-    called = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    can_fail = any(isinstance(node, (ast.Assert, ast.Raise)) for node in ast.walk(tree))
-    if not can_fail and "assert" not in " ".join(called):  # assertEqual is one
+    words = [ast.unparse(x.func) if isinstance(x, ast.Call) else type(x).__name__ for x in ast.walk(tree)]
+    if not re.search("assert|Assert|Raise", " ".join(words)):  # assertEqual is one
         raise ValueError("it has no assert")
+    tops = [tree, *(node for node in tree.body if getattr(node, "name", "") == "check")]
+    n_flat = sum(isinstance(node, ast.Assert) for top in tops for node in ast.iter_child_nodes(top))
     counter = CountAsserts()
-    tree = counter.visit(tree)
-    tree = ast.fix_missing_locations(OneShape().visit(tree) if "numpy" in test else tree)
-    helpers = compile("", "<prompt>", "exec")
-    for source in (prompt.rstrip() + " pass", prompt):  # " pass" completes a header without docstring
+    tree = ast.fix_missing_locations(counter.visit(tree))
+    for source in ("", prompt.rstrip() + " pass", prompt):  # " pass" completes a header without docstring
         with suppress(SyntaxError, ValueError):
             helpers = compile(source, "<prompt>", "exec", dont_inherit=True, optimize=0)
     # optimize=0, or `python -O` would take the asserts away
     code = compile(tree, "<test>", "exec", dont_inherit=True, optimize=0)
-    return helpers, code, counter.n_asserts, counter.is_certain
+    return helpers, code, counter.n_asserts, n_flat * (n_flat == counter.n_asserts)
 
 
 def ending(status: int, late: bool) -> str:
@@ -151,20 +118,14 @@ def ending(status: int, late: bool) -> str:
 
 
 def judged(known, n_asserts: int, verdict, status: int, late: bool, cpu: float, wall: float) -> Result:
-    """Make a Result of what the judge counted and how the candidate ended.
-
-    known: how many comparisons the reference makes; None where that is not known, and so nothing certain.
-    """
-    if late and not verdict:  # the test itself ran out of time
-        verdict = '["timeout", "", 0, 0, false]'
-    outcome, message, n_passed, n_tests, is_whole = json.loads(verdict)
+    """Make a Result of what the judge counted and how the candidate ended; `known`: how much there was."""
+    ended = b'["timeout", "", 0, 0, false]' if late else b""  # the test itself ran out of time
+    outcome, message, n_passed, n_tests, is_whole = json.loads(verdict or ended)
     if late or outcome == "died":
         outcome = ending(status or 1, late)
     if outcome != "passed":
-        if not is_whole:  # however often a loop went round
-            n_passed = min(n_passed, known or 0)
-            n_tests = min(n_tests, n_passed + 1)
-        n_tests = max(n_tests, n_asserts, n_passed + 1, known or 0)
+        n_passed = n_passed if is_whole else min(n_passed, known)  # a loop may go round as often as it likes
+        n_tests = max(n_tests, n_asserts, n_passed + 1, known)
     return Result(outcome, n_passed, n_tests, n_passed / n_tests, message, cpu, wall)
 
 
@@ -258,8 +219,7 @@ SELF_CHECK = {
 CALL = """import json
 def check(candidate):
     args, expected = json.loads({!r})
-    assert json.loads(json.dumps(candidate(*args))) == expected
-"""
+    assert json.loads(json.dumps(candidate(*args))) == expected"""
 
 
 def firejail(numpy_folder=""):
@@ -365,24 +325,19 @@ class Sandbox(ExitStack):
                 compiled = compile_test(test, prompt)
         except (SyntaxError, ValueError) as error:
             return Result("error", message=f"the test cannot be used: {error}")
-        *compiled, n_asserts, is_certain = compiled
-        job = marshal.dumps((code, entry_point, has_program_names, prompt + test, *compiled, n_asserts))
-        known = n_tests or (n_asserts if is_certain else None)
-        return self._run([job], functools.partial(judged, known, n_asserts))
+        job = marshal.dumps((code, entry_point, has_program_names, prompt + test, *compiled))
+        return self._run([job], functools.partial(judged, n_tests or compiled[3], compiled[2]))
 
     def check(self, code, test, entry_point, prompt="", n_tests=None):
         """Run the program `code`; `test` defines check(candidate) and gets the function named `entry_point`.
 
         The test's helpers come from `prompt`, never from the program. Outcome "error": our own fault.
-        n_tests: how many comparisons the reference makes, for the credit of programs that end early.
+        n_tests: what the reference's Result says; without it, programs that end early may have no credit.
         """
         return self._test(code, test + CALL_CHECK, entry_point, prompt, False, n_tests)
 
     def check_asserts(self, code, asserts, setup="", entry_point="", n_tests=None):
-        """Run the program `code` and a list of asserts that use its names, as in MBPP.
-
-        Names of builtins are the test's own; if the function is called `sum`, `entry_point` must say so.
-        """
+        """Run the program `code` and asserts on its names, as in MBPP; entry_point: if it is a builtin's."""
         return self._test(code, "\n".join([setup, *asserts]), entry_point, "", True, n_tests)
 
     def check_io(self, code, cases, fn_name=None):
@@ -550,8 +505,7 @@ def lock(file):
 
 def job(task: dict, completion: str) -> tuple:
     """Return the arguments of Sandbox.check. What rewards the policy and what evaluates it is this alone."""
-    code = program(task, completion)
-    return code, task["test"], task["entry_point"], task["prompt"], task.get("n_tests")
+    return program(task, completion), task["test"], task["entry_point"], task["prompt"], task.get("n_tests")
 
 
 def start_scoring(sandbox, task, completion):
@@ -578,8 +532,7 @@ def lossy(tokenizer, tasks: list[dict]) -> list[dict]:
 def preflight(sandbox, tasks, tokenizer=None, cut=None):
     """Score reference solutions (must pass) and cheats (must not); return one line or raise SystemExit.
 
-    Also the references as they come back from a tokenizer, or from cut(task, completion), where given. Notes
-    in the tasks how many comparisons the references make.
+    Also the references as they come back from a tokenizer, or from cut(task, completion), where given.
     """
     cheats = [(task, cheat) for i, task in enumerate(tasks) for cheat in CHEATS[: 6 if i < 8 else 1]]
     right = [(task, reference(task)) for task in tasks]
@@ -590,7 +543,7 @@ def preflight(sandbox, tasks, tokenizer=None, cut=None):
     n, m = len(tasks), len(right + again)
     scored = [(task["task_id"], result) for (task, _), result in zip(pairs, results)]
     for task, result in zip(tasks, results):
-        task["n_tests"] = result.n_tests
+        task["n_tests"] = result.n_tests  # for the credit of programs that end early
     findings = {
         "the sandbox itself failed on": [item for item in scored if item[1].outcome == "error"],
         "the reference does not pass for": [item for item in scored[:n] if item[1].outcome != "passed"],

@@ -250,59 +250,9 @@ tested("with", WITH, "with candidate(1) as y:\n    z = y\nassert z == 2")
 # -- functions, iterators and other objects as arguments -----------------------------------------------------
 
 APPLY = "def f(g, xs): return [g(x) for x in xs]"
-tested("lambda", APPLY, "assert candidate(lambda x: x * 2, [1, 2]) == [2, 4]")
-tested("function of the test", APPLY, "def g(x): return -x\nassert candidate(g, [1]) == [-1]")
 tested("builtin functions", APPLY, "assert candidate(abs, [-1]) == [1]\nassert candidate(len, ['ab']) == [2]")
 tested("types", APPLY, "assert candidate(str, [1]) == ['1']\nassert candidate(int, ['1']) == [1]")
 tested("function of a module", APPLY, "import math\nassert candidate(math.sqrt, [4]) == [2]")
-tested("unbound method", APPLY, "assert candidate(str.upper, ['a']) == ['A']")
-tested(
-    "bound method as an argument",
-    APPLY,
-    "seen = []\nassert candidate(seen.append, [1, 2]) == [None] * 2\nassert seen == [1, 2]",
-)
-tested(
-    "partial as an argument",
-    APPLY,
-    "import functools\nassert candidate(functools.partial(max, 3), [1, 5]) == [3, 5]",
-)
-tested(
-    "key",
-    "def f(xs, key): return sorted(xs, key=key)",
-    "assert candidate([1, -2], lambda x: x * x) == [1, -2]",
-)
-COMPOSE = "def f(*fs):\n    def g(x):\n        for h in fs: x = h(x)\n        return x\n    return g"
-tested(
-    "compose",
-    COMPOSE,
-    "assert candidate(lambda x: x + 1, lambda x: x * 2)(3) == 8\nassert candidate()(3) == 3",
-)
-tested("its function comes back", "def f(g): return g", "assert candidate(lambda x: x + 1)(1) == 2")
-DECORATOR = """
-def retry(g):
-    def h(*args):
-        for _ in range(3):
-            try:
-                return g(*args)
-            except ValueError:
-                pass
-        raise RuntimeError("gave up")
-    return h
-"""
-RETRY = """
-calls = []
-def flaky(x):
-    calls.append(x)
-    if len(calls) < 3:
-        raise ValueError("not yet")
-    return x
-assert candidate(flaky)(7) == 7
-assert len(calls) == 3
-"""
-tested("decorator, exceptions of the test's function", DECORATOR, RETRY, "retry")
-MEMOIZE = "def memoize(g):\n    seen = {}\n    def h(x):\n        if x not in seen: seen[x] = g(x)\n        return seen[x]\n    return h"
-ONCE = "calls = []\ng = candidate(lambda x: calls.append(x) or x * x)\nassert (g(3), g(3)) == (9, 9)\nassert calls == [3]"
-tested("memoize", MEMOIZE, ONCE, "memoize")
 tested(
     "iterator as an argument",
     "def f(xs): return sum(xs)",
@@ -322,43 +272,7 @@ NODE = """class TreeNode:
 
 
 """
-DEPTH = "def f(root): return 0 if root is None else 1 + max(f(root.left), f(root.right))"
-tested(
-    "TreeNode of the prompt",
-    DEPTH,
-    "assert candidate(TreeNode(1, TreeNode(2))) == 2\nassert candidate(None) == 0",
-    "f",
-    NODE,
-)
-INVERT = """
-def f(root):
-    if root:
-        root.left, root.right = f(root.right), f(root.left)
-    return root
-"""
-tested(
-    "TreeNode as a result",
-    INVERT,
-    "r = candidate(TreeNode(1, TreeNode(2)))\nassert r.left is None\nassert r.right.val == 2\nassert isinstance(r, TreeNode)",
-    "f",
-    NODE,
-)
-POINT = "from dataclasses import dataclass\n\n\n@dataclass\nclass Point:\n    x: int\n    y: int\n\n\n"
-tested(
-    "dataclass of the prompt",
-    "def f(p): return Point(p.y, p.x)",
-    "assert candidate(Point(1, 2)) == Point(2, 1)",
-    "f",
-    POINT,
-)
 SOLUTION = "class Solution:\n    def maxDepth(self, root):\n        return 1 + max(map(self.maxDepth, (root.left, root.right))) if root else 0"
-tested(
-    "LeetCode with TreeNode",
-    SOLUTION,
-    "assert candidate(TreeNode(1, None, TreeNode(3))) == 2",
-    "maxDepth",
-    NODE,
-)
 tested("LeetCode, Solution().f", SOLUTION, "assert candidate(None) == 0", "Solution().maxDepth", NODE)
 tested("LeetCode, Solution.f", SOLUTION, "assert candidate(None) == 0", "Solution.maxDepth", NODE)
 
@@ -396,7 +310,6 @@ for name, line in {
     "method": "Stack([1, 2]).pop() == 2",
     "method that makes one": "len(Stack([1]).copy()) == 1 and Stack([1]).copy() == Stack([1])",
     "attribute": "Stack([1]).items == [1]",
-    "isinstance": "isinstance(Stack(), Stack) and not isinstance(3, Stack)",
     "list of them": "Stack([1]) in [Stack([2]), Stack([1])]",
 }.items():
     asserts(f"Stack: {name}", STACK, f"assert {line}")
@@ -488,14 +401,6 @@ assert result.wasSuccessful(), result.errors + result.failures
 """
 SQRT = "def f(x):\n    if x < 0: raise ValueError('negative')\n    return x ** 0.5"
 tested("unittest", SQRT, UNITTEST)
-OWN = "class TooSmall(Exception):\n    pass\n\n\n"
-tested(
-    "class of the prompt",
-    "def f(x): raise TooSmall(x)",
-    RAISES.format(argument="3", kind="TooSmall", line="error.args == (3,)"),
-    "f",
-    OWN,
-)
 
 # -- in JSON -------------------------------------------------------------------------------------------------
 
@@ -537,6 +442,8 @@ called(
 
 # -- numpy in the test ---------------------------------------------------------------------------------------
 
+OPERATORS = "==", "== list", "!=", "difference", "literal", "mean"
+
 for name, line in {
     "assert_allclose": "np.testing.assert_allclose(r, [1.0, 2.0])",
     "assert_array_equal": "np.testing.assert_array_equal(r, [1, 2])",
@@ -555,8 +462,8 @@ for name, line in {
     "mean": "x = np.array(r)\n    assert abs((x - x.mean()).sum()) < 1e-9",
 }.items():
     for programs, value in ((PROGRAMS, "[1, 2]"), (WRONG, "[[1, 2]] * 2"), (WRONG, "[]"), (WRONG, "1")):
-        if programs is WRONG and name in ("literal", "mean"):
-            continue
+        if programs is WRONG and name in OPERATORS:
+            continue  # numpy's own: those of an array broadcast (one literal for all is often meant so)
         test = f"import numpy as np\ndef check(candidate):\n    r = candidate(1)\n    {line}\n"
         add(programs, f"numpy: {name}, {value}", "check", f"def f(x): return {value}", test, "f")
 
@@ -601,26 +508,9 @@ for line in (
     "r == Decimal(3); r == Fraction(3); r == date(1, 1, 1); r == Counter(); r == deque(); r == [].__iter__; r == int",
     "r.x - 0 == 3; r.x == 3; r.z; 3 == r.x; Counter([r]) == {3: 1}; sorted([r, 2]) == [2, 3]",
 ):
-    for line in line.split("; "):
+    for part in line.split("; "):
         imports = f"import math\n{STDLIB}"
-        returns(f"liar: {line}", "return Liar()", line, imports=imports + ALL_TRUE, programs=WRONG)
-POINTS = "class Liar:\n    __eq__ = lambda *_: True\ndef f(p): return Liar()"
-tested(
-    "liar for a dataclass", POINTS, "assert candidate(Point(1, 2)) == Point(2, 1)", "f", POINT, programs=WRONG
-)
-SHADOW = "def f(p):\n    p = object.__new__(Point)\n    p.x = p.y = type('E', (), {'__eq__': lambda *_: True})()\n    return p"
-tested(
-    "liar in a dataclass", SHADOW, "assert candidate(Point(1, 2)) == Point(2, 1)", "f", POINT, programs=WRONG
-)
-REDEFINED = "class Point:\n    __eq__ = lambda *_: True\ndef f(p): return Point()"
-tested(
-    "dataclass redefined",
-    REDEFINED,
-    "assert candidate(Point(1, 2)) == Point(2, 1)",
-    "f",
-    POINT,
-    programs=WRONG,
-)
+        returns(f"liar: {part}", "return Liar()", part, imports=imports + ALL_TRUE, programs=WRONG)
 ITEMS = "class Stack:\n    def __init__(self, *_): pass\n    items = property(lambda self: Liar())\n    pop = push = lambda *_: Liar()\n"
 for line in (
     "s.items == [1]",
@@ -654,15 +544,6 @@ tested(
     "assert 'judge' in candidate(eval).__module__",
     programs=WRONG,
 )
-COUNTS = "def f(g):\n    for _ in range(99): g(3)\n    return 0"
-CALLS = "def g(x):\n    assert x == 3\nassert candidate(g) == 1"
-tested("calls the test's function often", COUNTS, CALLS, programs=WRONG)
-tested(
-    "swallows the test's failure",
-    "def f(g):\n    try: g(4)\n    except: pass\n    return 1",
-    CALLS,
-    programs=WRONG,
-)
 NOT_RAISED = RAISES.format(argument="1", kind="Exception", line="True")
 for statement in (
     "raise SystemExit",
@@ -692,26 +573,25 @@ called(
     programs=WRONG,
 )
 
-# Not within reach, and why; a reference that needs one of these fails in the preflight, with this reason.
-REFUSED = {
-    "class of the test as an argument": (
-        "def f(c): return c",
-        "class C: pass\nassert candidate(C)",
-        "cannot pass type",
+# Not within reach, and why. A reference that needs one of these fails in the preflight, with this message.
+NUMBER = "class N:\n    def __len__(self): return 1\ndef f(*_): return N()"
+REFUSED = {  # code, body of the test, what the message says
+    "function of the test": (APPLY, "assert candidate(lambda x: x, [1]) == [1]", "cannot pass function"),
+    "method of the test's object": (
+        APPLY,
+        "assert candidate([].append, [1])",
+        "cannot pass builtin_function",
     ),
-    "object of a class of the test": (
-        "def f(c): return c",
-        "class C: pass\nassert candidate(C())",
-        "cannot pass C",
+    "class of the test": (APPLY, "class C: pass\nassert candidate(C, [])", "cannot pass type"),
+    "object of a class of the test or the prompt": (
+        APPLY,
+        "class C: pass\nassert candidate(abs, [C()])",
+        "cannot pass C ",
     ),
-    "array as an argument": (
-        "def f(a): return 1",
-        "import numpy as np\nassert candidate(np.ones(2))",
+    "array": (
+        APPLY,
+        "import numpy as np\nassert candidate(abs, np.ones(2)) == [1, 1]",
         "cannot pass ndarray",
     ),
-    "length of a function's object": (
-        "class L:\n    def __len__(self): return 1\ndef f(): return L()",
-        "assert len(candidate()) == 1",
-        "len",
-    ),
+    "length of a function's object": (NUMBER, "assert len(candidate()) == 1", "has no len()"),
 }
