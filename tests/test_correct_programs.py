@@ -47,7 +47,7 @@ def test_what_cannot_cross_says_why(sandbox, name):
 # -- credit --------------------------------------------------------------------------------------------------
 
 FORMS = {  # how tests compare; each makes len(expected) comparisons
-    "flat": "".join("    assert candidate({0}) == expected[{0}]\n".format(i) for i in range(8)),
+    "flat": "".join(f"    assert candidate({i}) == expected[{i}]\n" for i in range(8)),
     "loop": "    for i, value in enumerate(expected):\n        assert candidate(i) == value\n",
     "while": "    i = 0\n    while i < 8:\n        assert candidate(i) == expected[i]\n        i += 1\n",
     "helper": "    def same(i):\n        assert candidate(i) == expected[i]\n    for i in range(8): same(i)\n",
@@ -89,7 +89,7 @@ answers = st.lists(st.booleans(), min_size=8, max_size=8).map(
     st.integers(0, 9),
     st.sampled_from([8, None]),
 )
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_early_end_raises_the_credit(sandbox, answers, form, end, place, n_tests):
     """The fraction is never above the share of comparisons that the program, without its end, would pass.
 
@@ -111,7 +111,9 @@ def test_no_early_end_raises_the_credit(sandbox, answers, form, end, place, n_te
 def test_credit_for_a_hang(sandbox, form):
     results = [share(sandbox, list(range(8)), form, "while True: pass", 3, n_tests) for n_tests in (8, None)]
     assert {result.outcome for result in results} == {"timeout"}
-    assert [result.fraction for result in results] == [3 / 8, 3 / 8 if form == "flat" else 0]
+    known, unknown = (result.fraction for result in results)
+    assert known == 3 / 8 or (form == "swallows" and 0 < known < 3 / 8)  # which counts each try to go on
+    assert unknown == (3 / 8 if form == "flat" else 0)
 
 
 ENDLESS = "def check(candidate):\n    for x in candidate():\n        assert x == 3\n"
