@@ -176,7 +176,14 @@ RETURNED = (
     "g = candidate()\nnext(g)\ntry:\n    next(g)\nexcept StopIteration as stop:\n    assert stop.value == 7"
 )
 tested("value of the end", "def f():\n    yield 1\n    return 7", RETURNED)
-LAZY = "log = []\ndef f(n):\n    for i in range(n):\n        log.append(i)\n        yield i\ndef seen(): return log"
+LAZY = """
+log = []
+def f(n):
+    for i in range(n):
+        log.append(i)
+        yield i
+def seen(): return log
+"""
 asserts("lazy", LAZY, "assert next(f(9)) == 0 and seen() == [0]")
 COUNTDOWN = """
 class Countdown:
@@ -272,7 +279,11 @@ NODE = """class TreeNode:
 
 
 """
-SOLUTION = "class Solution:\n    def maxDepth(self, root):\n        return 1 + max(map(self.maxDepth, (root.left, root.right))) if root else 0"
+SOLUTION = """
+class Solution:
+    def maxDepth(self, root):
+        return 1 + max(map(self.maxDepth, (root.left, root.right))) if root else 0
+"""
 tested("LeetCode, Solution().f", SOLUTION, "assert candidate(None) == 0", "Solution().maxDepth", NODE)
 tested("LeetCode, Solution.f", SOLUTION, "assert candidate(None) == 0", "Solution.maxDepth", NODE)
 
@@ -317,7 +328,14 @@ asserts(
     "Stack: items set", STACK, "assert s[0] == 5 and s.items == [5, 2]", setup="s = Stack([1, 2])\ns[0] = 5"
 )
 asserts("Stack: with", STACK, "assert len(s) == 0", setup="with Stack([1]) as s: s.push(2)")
-EMPTY = "s = candidate()\ntry:\n    s.pop()\n    assert False\nexcept IndexError as error:\n    assert 'empty' in str(error)"
+EMPTY = """
+s = candidate()
+try:
+    s.pop()
+    assert False
+except IndexError as error:
+    assert 'empty' in str(error)
+"""
 tested(
     "class as the entry point", STACK, f"{EMPTY}\ns.push(3)\nassert len(s) == 1\nassert s.pop() == 3", "Stack"
 )
@@ -327,7 +345,8 @@ import functools
 class Vector:
     def __init__(self, x, y): self.x, self.y = x, y
     def __add__(self, other): return Vector(self.x + other.x, self.y + other.y)
-    def __mul__(self, k): return Vector(self.x * k, self.y * k) if isinstance(k, int) else self.x * k.x + self.y * k.y
+    def __mul__(self, k):
+        return Vector(self.x * k, self.y * k) if isinstance(k, int) else self.x * k.x + self.y * k.y
     def __neg__(self): return Vector(-self.x, -self.y)
     def __eq__(self, other): return (self.x, self.y) == (other.x, other.y)
     def __lt__(self, other): return (self.x, self.y) < (other.x, other.y)
@@ -350,7 +369,13 @@ for name, line in {
     "attribute": "hasattr(Vector(1, 2), 'x') and not hasattr(Vector(1, 2), 'z')",
 }.items():
     asserts(f"Vector: {name}", VECTOR, f"assert {line}")
-LINKED = "class Node:\n    def __init__(self, v, next=None): self.v, self.next = v, next\ndef last(n):\n    while n.next: n = n.next\n    return n"
+LINKED = """
+class Node:
+    def __init__(self, v, next=None): self.v, self.next = v, next
+def last(n):
+    while n.next: n = n.next
+    return n
+"""
 asserts("nodes of the program", LINKED, "assert last(Node(1, Node(2))).v == 2", "assert Node(1).next is None")
 
 # -- exceptions ----------------------------------------------------------------------------------------------
@@ -413,7 +438,13 @@ called("LeetCode", "class Solution:\n    def f(self, a): return a[::-1]", ([[1, 
 called("LeetCode, static", "class Solution:\n    @staticmethod\n    def f(a): return -a", ([1], -1))
 BOTH = "def f(a):\n    return None\n\nclass Solution:\n    def f(self, a):\n        return a * 2"
 called("Solution before a function", BOTH, ([2], 4))
-HELPED = "from typing import List\nclass Solution:\n    def f(self, a: List[int]) -> int:\n        return self.g(a)\n    def g(self, a): return sum(a)"
+HELPED = """
+from typing import List
+class Solution:
+    def f(self, a: List[int]) -> int:
+        return self.g(a)
+    def g(self, a): return sum(a)
+"""
 called("LeetCode, helper method", HELPED, ([[1, 2]], 3), ([[]], 0))
 called(
     "nested function",
@@ -503,15 +534,20 @@ class Liar:
 for line in (
     "r == 3; 3 == r; not r != 3; [r] == [3]; {'a': r} == {'a': 3}; r in (3, 4); r in {3}; (r, r) == (3, 3)",
     "r - 3 == 0; not r - 3; abs(r - 3) < 1; r < 4; r > 2; r % 2 == 0; 3 in r; r[0] == 3; list(r) == [3]",
-    "all(k in r for k in (1, 2)); len(r) == 3; str(r) == '3'; sum(r) == 3; isinstance(r, int); not r; {3: 1}[r]",
-    "math.isclose(r, 3); r is True; type(r) is int; isinstance(3, r); callable(r); iter(r); next(r) == 3; r() == 3",
-    "r == Decimal(3); r == Fraction(3); r == date(1, 1, 1); r == Counter(); r == deque(); r == [].__iter__; r == int",
-    "r.x - 0 == 3; r.x == 3; r.z; 3 == r.x; Counter([r]) == {3: 1}; sorted([r, 2]) == [2, 3]",
+    "all(k in r for k in (1, 2)); len(r) == 3; str(r) == '3'; sum(r) == 3; isinstance(r, int); not r",
+    "math.isclose(r, 3); r is True; type(r) is int; isinstance(3, r); callable(r); iter(r); next(r) == 3",
+    "r == Decimal(3); r == Fraction(3); r == date(1, 1, 1); r == Counter(); r == deque(); r == int; r() == 3",
+    "{3: 1}[r]; r.x - 0 == 3; r.x == 3; r.z; 3 == r.x; Counter([r]) == {3: 1}; sorted([r, 2]) == [2, 3]",
 ):
     for part in line.split("; "):
         imports = f"import math\n{STDLIB}"
         returns(f"liar: {part}", "return Liar()", part, imports=imports + ALL_TRUE, programs=WRONG)
-ITEMS = "class Stack:\n    def __init__(self, *_): pass\n    items = property(lambda self: Liar())\n    pop = push = lambda *_: Liar()\n"
+ITEMS = """
+class Stack:
+    def __init__(self, *_): pass
+    items = property(lambda self: Liar())
+    pop = push = lambda *_: Liar()
+"""
 for line in (
     "s.items == [1]",
     "1 in s.items",
@@ -554,6 +590,13 @@ for statement in (
     tested(f"no exception: {statement}", f"def f(x): {statement}", NOT_RAISED, programs=WRONG)
     swallowed = "try:\n    candidate(1)\nexcept:\n    pass\nassert True"
     tested(f"swallowed: {statement}", f"def f(x): {statement}", swallowed, programs=WRONG)
+SUPPRESS = "import contextlib\ndef f(x): return contextlib.suppress(BaseException)"
+tested(
+    "swallows what fails below its with",
+    SUPPRESS,
+    "with candidate(1) as y:\n    assert y == 3",
+    programs=WRONG,
+)
 tested(
     "another exception",
     "def f(x): raise KeyError('no')",

@@ -50,9 +50,9 @@ FORMS = {  # how tests compare; each makes len(expected) comparisons
     "flat": "".join(f"    assert candidate({i}) == expected[{i}]\n" for i in range(8)),
     "loop": "    for i, value in enumerate(expected):\n        assert candidate(i) == value\n",
     "while": "    i = 0\n    while i < 8:\n        assert candidate(i) == expected[i]\n        i += 1\n",
-    "helper": "    def same(i):\n        assert candidate(i) == expected[i]\n    for i in range(8): same(i)\n",
-    "map": "    for value, right in zip(map(candidate, range(8)), expected):\n        assert value == right\n",
-    "call first": "    for i in range(8):\n        value = candidate(i)\n        assert value == expected[i]\n",
+    "helper": "    def same(i): assert candidate(i) == expected[i]\n    for i in range(8): same(i)\n",
+    "map": "    for value, right in zip(map(candidate, range(8)), expected): assert value == right\n",
+    "call first": "    for i in range(8):\n        x = candidate(i)\n        assert x == expected[i]\n",
     "swallows": "    for i in range(8):\n        try: value = candidate(i)\n        except: value = None\n"
     "        assert value == expected[i]\n",
 }

@@ -653,12 +653,11 @@ def test_codec_sends_the_base_value_of_subclasses():
 
     color = IntEnum("color", "red")
     word = type("word", (str,), {"__str__": lambda self: "other"})
-    point, counter = namedtuple("point", "x y")(1, color.red), type("counter", (Counter,), {})
+    counter = type("counter", (Counter,), {})
     pairs = [
         (Lying(7), 7),
         (color.red, 1),
         (word("a"), "a"),
-        (tuple(point), (1, 1)),
         (counter("a"), {"a": 1}),
     ]
     for value, base in pairs:
@@ -757,7 +756,7 @@ def test_decode_makes_exact_builtins_only(message):
     except Exception:  # judge() ends the job at any of them
         return
     for part in [value, *parts(value)]:
-        is_tuple = type(part).__mro__[1] is tuple and hasattr(part, "_fields")
+        is_tuple = isinstance(part, tuple) and hasattr(part, "_fields")
         assert part is handle or type(part) in EXACT or is_tuple
         assert type(part) is not type or part is not type
 
