@@ -54,7 +54,7 @@ class Result:
     outcome: str  # passed | failed | exception | syntax | timeout | memory | violation | error
     n_passed: int = 0  # asserts or cases that held
     n_tests: int = 0  # those that were executed, or that the test has if these are more
-    fraction: float = 0.0  # n_passed / n_tests, below 1 unless passed
+    fraction: float = 0.0  # n_passed / n_tests, below 1 unless passed; 0 if the end is early and n unknown
     message: str = ""
     cpu: float = 0.0  # seconds of the candidate
     wall: float = 0.0  # seconds of the job
@@ -68,9 +68,8 @@ class CountAsserts(ast.NodeTransformer):
 
     def visit_Assert(self, node):
         self.n_asserts += 1
-        report = f"__count__(__error, {ast.unparse(node)!r})"
-        source = f"try: pass\nexcept Exception as __error: {report}\nelse: __count__(None)"
-        wrapper = ast.parse(source).body[0]
+        source = "try: pass\nexcept Exception as __error: __count__(__error, {!r})\nelse: __count__(None)"
+        wrapper = ast.parse(source.format(ast.unparse(node))).body[0]
         wrapper.body = [node]
         return ast.copy_location(wrapper, node)
 
@@ -89,23 +88,24 @@ COMPILING = threading.Lock()  # ast.parse is not thread-safe in Python 3.11: "re
 
 @functools.lru_cache(maxsize=4096)
 def compile_test(test: str, prompt: str) -> tuple:
-    """Return (code of the prompt, code of the test, number of counted asserts).
+    """Return (code of the prompt, code of the test, number of counted asserts, that or 0 if some may recur).
 
     Raises SyntaxError, or ValueError where nothing in the test could fail.
     """
     tree = ast.parse(test)
-    called = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    can_fail = any(isinstance(node, (ast.Assert, ast.Raise)) for node in ast.walk(tree))
-    if not can_fail and "assert" not in " ".join(called):  # assertEqual is one
+    words = [ast.unparse(x.func) if isinstance(x, ast.Call) else type(x).__name__ for x in ast.walk(tree)]
+    if not re.search("assert|Assert|Raise", " ".join(words)):  # assertEqual is one
         raise ValueError("it has no assert")
+    tops = [tree, *(node for node in tree.body if getattr(node, "name", "") == "check")]
+    n_flat = sum(isinstance(node, ast.Assert) for top in tops for node in ast.iter_child_nodes(top))
     counter = CountAsserts()
     tree = ast.fix_missing_locations(counter.visit(tree))
-    helpers = compile("", "<prompt>", "exec")
-    for source in (prompt.rstrip() + " pass", prompt):  # " pass" completes a header without docstring
+    for source in ("", prompt.rstrip() + " pass", prompt):  # " pass" completes a header without docstring
         with suppress(SyntaxError, ValueError):
             helpers = compile(source, "<prompt>", "exec", dont_inherit=True, optimize=0)
     # optimize=0, or `python -O` would take the asserts away
-    return helpers, compile(tree, "<test>", "exec", dont_inherit=True, optimize=0), counter.n_asserts
+    code = compile(tree, "<test>", "exec", dont_inherit=True, optimize=0)
+    return helpers, code, counter.n_asserts, n_flat * (n_flat == counter.n_asserts)
 
 
 def ending(status: int, late: bool) -> str:
@@ -117,15 +117,15 @@ def ending(status: int, late: bool) -> str:
     return {0: "passed", **dict(enumerate(FAULTS.values(), 100))}.get(status >> 8 or status, "exception")
 
 
-def judged(n_asserts: int, verdict, status: int, late: bool, cpu: float, wall: float) -> Result:
-    """Make a Result of what the judge counted and how the candidate ended."""
-    if late and not verdict:  # the test itself ran out of time
-        verdict = '["timeout", "", 0, 0]'
-    outcome, message, n_passed, n_tests = json.loads(verdict)
+def judged(known, n_asserts: int, verdict, status: int, late: bool, cpu: float, wall: float) -> Result:
+    """Make a Result of what the judge counted and how the candidate ended; `known`: how much there was."""
+    ended = b'["timeout", "", 0, 0, false]' if late else b""  # the test itself ran out of time
+    outcome, message, n_passed, n_tests, is_whole = json.loads(verdict or ended)
     if late or outcome == "died":
         outcome = ending(status or 1, late)
     if outcome != "passed":
-        n_tests = max(n_tests, n_asserts, n_passed + 1)
+        n_passed = n_passed if is_whole else min(n_passed, known)  # a loop may go round as often as it likes
+        n_tests = max(n_tests, n_asserts, n_passed + 1, known)
     return Result(outcome, n_passed, n_tests, n_passed / n_tests, message, cpu, wall)
 
 
@@ -315,28 +315,26 @@ class Sandbox(ExitStack):
         finally:
             self.idle.put(worker)
 
-    def _test(self, code, test, entry_point, prompt, has_program_names):
+    def _test(self, code, test, entry_point, prompt, has_program_names, n_tests=None):
         try:
             with COMPILING:
                 compiled = compile_test(test, prompt)
         except (SyntaxError, ValueError) as error:
             return Result("error", message=f"the test cannot be used: {error}")
         job = marshal.dumps((code, entry_point, has_program_names, prompt + test, *compiled))
-        return self._run([job], functools.partial(judged, compiled[-1]))
+        return self._run([job], functools.partial(judged, n_tests or compiled[3], compiled[2]))
 
-    def check(self, code, test, entry_point, prompt=""):
+    def check(self, code, test, entry_point, prompt="", n_tests=None):
         """Run the program `code`; `test` defines check(candidate) and gets the function named `entry_point`.
 
         The test's helpers come from `prompt`, never from the program. Outcome "error": our own fault.
+        n_tests: what the reference's Result says; without it, programs that end early may have no credit.
         """
-        return self._test(code, test + CALL_CHECK, entry_point, prompt, False)
+        return self._test(code, test + CALL_CHECK, entry_point, prompt, False, n_tests)
 
-    def check_asserts(self, code, asserts, setup="", entry_point=""):
-        """Run the program `code` and a list of asserts that use its names, as in MBPP.
-
-        Names of builtins are the test's own; if the function is called `sum`, `entry_point` must say so.
-        """
-        return self._test(code, "\n".join([setup, *asserts]), entry_point, "", True)
+    def check_asserts(self, code, asserts, setup="", entry_point="", n_tests=None):
+        """Run the program `code` and asserts on its names, as in MBPP; entry_point: if it is a builtin's."""
+        return self._test(code, "\n".join([setup, *asserts]), entry_point, "", True, n_tests)
 
     def check_io(self, code, cases, fn_name=None):
         """Run the program `code` once per case: (stdin, stdout), or (arguments, result) of `fn_name`.
@@ -526,9 +524,9 @@ def open_log(path):
     return file
 
 
-def job(task: dict, completion: str) -> tuple[str, str, str, str]:
+def job(task: dict, completion: str) -> tuple:
     """Return the arguments of Sandbox.check. What rewards the policy and what evaluates it is this alone."""
-    return program(task, completion), task["test"], task["entry_point"], task["prompt"]
+    return program(task, completion), task["test"], task["entry_point"], task["prompt"], task.get("n_tests")
 
 
 def start_scoring(sandbox, task, completion):
@@ -577,6 +575,8 @@ def preflight(sandbox, tasks, tokenizer=None, cut=None):
     results = score(sandbox, [task for task, _ in pairs], [completion for _, completion in pairs])
     n, m = len(tasks), len(right + again)
     scored = [(task["task_id"], result) for (task, _), result in zip(pairs, results)]
+    for task, result in zip(tasks, results):
+        task["n_tests"] = result.n_tests  # for the credit of programs that end early
     findings = {
         "the sandbox itself failed on": [item for item in scored if item[1].outcome == "error"],
         "the reference does not pass for": [item for item in scored[:n] if item[1].outcome != "passed"],

@@ -7,14 +7,18 @@ surrounds the zygote. This file imports little: every fork copies what its zygot
 
 import atexit
 import builtins
+import collections
 import ctypes
 import errno
+import functools
 import gc
 import io
 import itertools
 import json
 import marshal
+import operator
 import os
+import pkgutil
 import re
 import select
 import signal
@@ -134,12 +138,12 @@ def read_all(fd):
 # list of a tag and parts, which are encoded in their turn:
 #   1 << 62            ["i", "0x4000000000000000"]             decimal digits would take quadratic time
 #   Text("a")          ["u", "a"]                              a subclass of str, of float: ["e", 1.5]
-#   b"\x00\xff"        ["b", "00ff"]
-#   2 + 3j, range(4)   ["c", 2.0, 3.0], ["r", 0, 4, 1]
+#   b"\x00\xff", 2j   ["b", "00ff"], ["c", 0.0, 2.0]         range(4): ["r", 0, 4, 1]
 #   {"a": None}        ["d", ["t", "a", null]]
-#   [1], (1,), {1}     ["l", 1], ["t", 1], ["s", 1]            a frozenset: ["f", 1]
-#   iter([1])          ["n", 1]                                from the candidate only
-#   other objects      ["o", 0], ["o", "f"]                    a place in `kept`, a name of the program
+#   [1], (1,), {1}     ["l", 1], ["t", 1], ["s", 1]            a frozenset: ["f", 1]; views: "k", "v", "w"
+#   Decimal, Point, int  ["x", "decimal.Decimal", "0.1"], ["q", "Point", ["t", "x"], 1], ["y", "builtins.int"]
+#   iter([1]), sqrt    ["n", 1], ["o", "math:sqrt"]            to the candidate only
+#   other objects      ["o", 0, "__len__"], ["o", "f"]         a place in `kept`, a name of the program
 FORMS: tuple = (  # tag, type, its parts, the way back
     ("i", int, lambda value: [hex(value)], lambda parts: int(parts[0], 16)),
     ("e", float, lambda value: [float(value)], lambda parts: float(parts[0])),
@@ -147,39 +151,53 @@ FORMS: tuple = (  # tag, type, its parts, the way back
     ("b", bytes, lambda value: [value.hex()], lambda parts: bytes.fromhex(parts[0])),
     ("c", complex, lambda value: [value.real, value.imag], lambda parts: complex(*parts)),
     ("r", range, lambda value: [value.start, value.stop, value.step], lambda parts: range(*parts)),
+    ("k", type({}.keys()), list, lambda parts: dict.fromkeys(parts).keys()),
+    ("v", type({}.values()), list, lambda parts: dict(enumerate(parts)).values()),
+    ("w", type({}.items()), list, lambda parts: dict(parts).items()),
     ("d", dict, dict.items, dict),
-    ("l", list, list, list),
-    ("t", tuple, tuple, tuple),
-    ("s", set, set, set),
-    ("f", frozenset, frozenset, frozenset),
+    *((tag, base, list, base) for tag, base in zip("ltsf", (list, tuple, set, frozenset))),
 )
-BUILD = {"n": iter, **{tag: back for tag, _, _, back in FORMS}}
+STANDARD = """array.array builtins.bytearray builtins.slice collections.Counter collections.OrderedDict
+ collections.defaultdict collections.deque datetime.date datetime.datetime datetime.time datetime.timedelta
+ datetime.timezone decimal.Decimal fractions.Fraction""".split()  # not their subclasses
+KINDS = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type) and kind is not type}
+EXCEPTIONS = {name: kind for name, kind in KINDS.items() if issubclass(kind, Exception)}
+TYPES = [*STANDARD, *(f"builtins.{name}" for name in KINDS)]
+tuple_type = functools.cache(collections.namedtuple)  # raises ValueError where a name is no identifier
 
 
-def encode(value, kept: list | None = None):
-    """Make JSON of plain data. Subclasses (Counter) go as their base, other objects stay here, in `kept`."""
+BUILD = {tag: back for tag, _, _, back in FORMS}
+BUILD["n"] = iter
+BUILD["q"] = lambda parts: tuple_type(parts[0], parts[1])(*parts[2:])
+BUILD["x"] = lambda parts: pkgutil.resolve_name(STANDARD[STANDARD.index(parts[0])])(*parts[1:])
+BUILD["y"] = lambda parts: pkgutil.resolve_name(TYPES[TYPES.index(parts[0])])
+
+
+def encode(value, rest):
+    """Make JSON of plain data. Subclasses go as their base; rest(value) is asked for all other objects."""
     kind = type(value)
     if value is None or kind in (bool, float, str) or (kind is int and abs(value) < 1 << 62):
         return value
+    if (name := f"{kind.__module__}.{kind.__name__}") in STANDARD:
+        _, args, _, items, pairs = (*value.__reduce_ex__(2), None, None, None)[:5]
+        args = [list(items), *args[1:]] if items else [*args, list(pairs)] if pairs else args
+        return ["x", name, *(encode(part, rest) for part in args)]
+    if kind is type and (name := f"{value.__module__}.{value.__name__}") in TYPES:
+        return ["y", name]
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return ["q", kind.__name__, ["t", *kind._fields], *(encode(part, rest) for part in value)]
     for tag, base, parts, _ in FORMS:
         if issubclass(kind, base):
-            return [tag, *(encode(part, kept) for part in parts(value))]
-    if kind is Handle:
-        return ["o", vars(value)["_target"]]
-    if kept is None:
-        raise TypeError(f"cannot pass {kind.__name__} to the candidate")
-    if hasattr(kind, "__next__"):
-        return ["n", *(encode(part, kept) for part in value)]
-    kept.append(value)
-    return ["o", len(kept) - 1]
+            return [tag, *(encode(part, rest) for part in parts(value))]
+    return rest(value)
 
 
-def decode(message, handle):
-    """Undo encode. Whatever the other side sent, only exact builtins and handle(index) come out."""
+def decode(message, find):
+    """Undo encode. Whatever the other side sent, only exact builtins, STANDARD and find(*parts) come out."""
     if type(message) is not list:
         return message
-    tag, parts = message[0], [decode(part, handle) for part in message[1:]]
-    return handle(*parts) if tag == "o" else BUILD[tag](parts)
+    tag, parts = message[0], [decode(part, find) for part in message[1:]]
+    return find(*parts) if tag == "o" else BUILD[tag](parts)
 
 
 def send(fd, message):
@@ -211,7 +229,9 @@ class SourceError(Exception):
 
 
 FAULTS = {SourceError: "syntax", MemoryError: "memory", PermissionError: "violation", object: "exception"}
-OPERATIONS = {"call": lambda f, *args, **kwargs: f(*args, **kwargs), "get": getattr, "set": setattr}
+OPERATIONS = {"get": getattr, "set": setattr, "__bool__": bool, **vars(operator)}
+OPERATIONS["__call__"] = lambda function, *args, **kwargs: function(*args, **kwargs)
+OPERATIONS["__eq__"] = lambda a, b: not callable(a) and a == b  # to return a function is no way to be equal
 
 
 def load(name, source):
@@ -246,14 +266,21 @@ def classify(error: BaseException) -> str:
 
 def serve(fd):
     """Run the program that comes first, then answer requests until the judge hangs up."""
-    namespace, kept = None, []
+    namespace, kept = {}, []
 
     def find(target):
         if type(target) is int:
             return kept[target]
-        if target not in namespace and "Solution" in namespace:  # LeetCode's form, in APPS and TACO
-            return getattr(namespace["Solution"](), target)
+        if ":" in target:
+            return pkgutil.resolve_name(target)
+        solution = namespace.get("Solution")  # LeetCode's form, in APPS and TACO
+        if solution and (hasattr(solution, target) or target not in namespace):
+            return getattr(solution(), target)
         return namespace[target]
+
+    def keep(value):
+        kept.append(value)
+        return ["o", len(kept) - 1, " ".join(dir(type(value)))]
 
     while True:
         operation, target, args, kwargs = receive(fd)
@@ -261,11 +288,16 @@ def serve(fd):
             if operation == "load":
                 namespace, value = load("solution", target), None
             else:
-                value = OPERATIONS[operation](find(target), *decode(args, find), **decode(kwargs, find))
-            send(fd, {"ok": encode(value, kept)})
-        except BaseException as error:  # SystemExit too
+                value = find(target)
+                act = OPERATIONS.get(operation) or getattr(type(value), operation)
+                value = act(value, *decode(args, find), **decode(kwargs, find))
+            send(fd, {"ok": encode(value, keep)})
+        except BaseException as error:
             names = [kind.__name__ for kind in type(error).__mro__]
-            send(fd, {"outcome": classify(error), "names": names, "text": f"{names[0]}: {error}"[:300]})
+            reply = {"outcome": classify(error), "names": names, "text": f"{names[0]}: {error}"[:300]}
+            send(fd, {**reply, "args": encode(error.args, keep)})
+            if not isinstance(error, Exception):  # SystemExit ends a program
+                return
 
 
 def run_script(source, stdin, stdout):
@@ -329,32 +361,47 @@ def compare(output, expected, _):
 
 # -- judge: the only process with the test, the expected values and the verdict ------------------------------
 
-# What the candidate may raise in a test. Not AssertionError, which the judge finds, nor StopIteration, which
-# would end `all(map(candidate, xs))`: these and all others become Exception.
-EXPECTED = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-EXPECTED = {kind.__name__: kind for kind in (*EXPECTED, IndexError, KeyError, ZeroDivisionError)}
+# Of a function's result a test may use little: what shows the program no value, and does not stand for data.
+OPERATORS = "__lt__ __le__ __gt__ __ge__ __add__ __sub__ __mul__ __truediv__ __and__ __or__ __xor__".split()
+OF_RESULTS = "__call__ __bool__ __hash__ __next__ send throw close __enter__ __exit__".split()
+OF_OBJECTS = "__len__ __iter__ __getitem__ __setitem__ __delitem__ __str__ __repr__ __neg__".split()
 
 
 class CandidateDied(BaseException):
     """The candidate is gone; no `except Exception` of a test catches that."""
 
 
-class Handle:
-    """An object that stayed in the candidate. Equality is identity: its own __eq__ is never asked."""
+class Handle:  # noqa: PLW1641 - handle() adds it
+    """An object that stayed in the candidate. No data is equal to it, whatever its own __eq__ says."""
 
     def __init__(self, target, ask):
         vars(self).update(_target=target, _ask=ask)
 
-    def __call__(self, *args, **kwargs):
-        return self._ask("call", self._target, encode(args), encode(kwargs))
-
     def __getattr__(self, name):
         if name.startswith("__array"):  # numpy would take an address in memory from the program
             raise AttributeError(name)
-        return self._ask("get", self._target, encode([name]), encode({}))
+        return self._ask("get", name)
 
     def __setattr__(self, name, value):
-        self._ask("set", self._target, encode([name, value]), encode({}))
+        self._ask("set", name, value)
+
+    def __eq__(self, other):
+        return self is other or (isinstance(other, Handle) and self._ask("__eq__", other) is True)
+
+    def _special(self, name, *args, **kwargs):
+        value = self._ask(name, *args, **kwargs)
+        if name in OPERATORS and not (isinstance(args[0], Handle) or isinstance(value, Handle)):
+            return NotImplemented  # data that it made of data in the test, which may be what is expected
+        return value
+
+
+def handle(ask, is_object, target, names="__call__ __hash__"):
+    """Return a handle with those special methods in `names` that a test may use."""
+    usable = {"__bool__", *names.split()} & {*OF_RESULTS, *(OF_OBJECTS + OPERATORS) * is_object}
+    methods = {name: functools.partialmethod(Handle._special, name) for name in usable}
+    if "__next__" in usable:
+        methods["__iter__"] = lambda self: self
+    return type("Handle", (Handle,), methods)(target, functools.partial(ask, is_object, target))
 
 
 class Names(dict):
@@ -365,58 +412,76 @@ class Names(dict):
     def __missing__(self, name):
         if not self.ask or hasattr(builtins, name):
             raise KeyError(name)
-        return __import__(name) if name in sys.stdlib_module_names else Handle(name, self.ask)
+        is_module = name in sys.stdlib_module_names
+        return __import__(name) if is_module else handle(self.ask, name[0].isupper(), name)
 
 
 def judge(fd, job, verdict):
     """Run the test in the file `job` against the candidate and write the verdict (all file descriptors)."""
-    code, entry_point, has_program_names, source, helpers, test, n_asserts = marshal.loads(read_all(job))
+    code, entry_point, has_program_names, source, helpers, test, n_asserts, _ = marshal.loads(read_all(job))
     seed_random(source, source)  # unknown to the candidate
-    counted = {"outcome": "passed", "message": "", "n_passed": 0, "n_tests": 0}
+    counted = {"outcome": "passed", "message": "", "n_passed": 0, "n_tests": 0, "is_whole": True}
+    names = Names(__name__="test")
 
     def count(error, source=""):
         counted["n_tests"] += 1
         counted["n_passed"] += error is None
         if error is not None and counted["outcome"] == "passed":  # the first failure wins
-            is_failure = type(error) is AssertionError
+            is_failure = type(error) is AssertionError and not hasattr(error, "outcome")
             counted["outcome"] = "failed" if is_failure else getattr(error, "outcome", "exception")
             with suppress(Exception):  # even this may fail: an int of 5000 digits has no str()
                 text = f"{source} {error}" if is_failure else getattr(error, "text", None) or repr(error)
                 counted["message"] = text.strip()[:300]
 
-    def ask(*request):
-        """Send a request; return what the candidate returned or raise what it raised."""
+    def give(value):
+        if isinstance(value, Handle):
+            return ["o", vars(value)["_target"]]
+        if hasattr(type(value), "__next__"):
+            return ["n", *(encode(part, give) for part in value)]
+        if getattr(value, "__module__", None) in sys.stdlib_module_names and hasattr(value, "__qualname__"):
+            return ["o", f"{value.__module__}:{value.__qualname__}"]
+        raise TypeError(f"cannot pass {type(value).__name__} to the candidate")
+
+    def ask(is_object, target, operation, *args, **kwargs):
+        """Let the candidate do something; return what it returned or raise what it raised."""
+        request = operation, target, encode(args, give), encode(kwargs, give)
+        find = functools.partial(handle, ask, is_object)
         try:
             send(fd, request)
             reply = receive(fd)
             if "ok" in reply:
-                return decode(reply["ok"], lambda index: Handle(index, ask))
-            error = next((EXPECTED[name] for name in reply["names"] if name in EXPECTED), Exception)()
+                return decode(reply["ok"], find)
+            kind = next((EXCEPTIONS[name] for name in reply["names"] if name in EXCEPTIONS), CandidateDied)
+            if kind is StopIteration and operation not in ("__next__", "send", "throw"):
+                kind = Exception  # it would end `all(map(candidate, xs))`
+            error = kind(*decode(reply.get("args", ["t"]), find))
             error.outcome = reply["outcome"] if reply["outcome"] in FAULTS.values() else "violation"
             error.text = str(reply["text"])
         except Exception as fault:  # no reply, or none that encode() could have made
             error = CandidateDied()
             error.outcome = "died" if isinstance(fault, OSError) else "violation"
             error.text = "the program ended early or broke its connection"
+        if isinstance(error, CandidateDied):
+            counted["is_whole"] = False
             count(error)  # noted now: a bare `except:` of the test may swallow it
         raise error
 
-    names = Names(__name__="test", __count__=count)
     try:
         with suppress(Exception):
             exec(helpers, names)  # trusted helpers from the prompt, e.g. poly() of HumanEval/32
-        names.ask = ask if has_program_names else None
-        names["__candidate__"] = names[entry_point] = Handle(entry_point, ask)
-        ask("load", code, None, None)
+        names["__count__"], names.ask = count, ask if has_program_names else None
+        name = entry_point.rpartition(".")[2]  # of Solution().f
+        names["__candidate__"] = names[name] = handle(ask, name[:1].isupper(), name)
+        ask(False, code, "load")
         exec(test, names)
         if not n_asserts:
             count(None)  # nothing to count: the test as a whole is one case
         elif not counted["n_tests"]:
             count(Exception("no assert of the test was reached"))
-    except CandidateDied:
-        pass
     except BaseException as error:
-        count(error)
+        counted["is_whole"] = False
+        if not isinstance(error, CandidateDied):
+            count(error)
     os.write(verdict, json.dumps(list(counted.values())).encode())
 
 
@@ -525,7 +590,9 @@ def import_numpy(folder):
     sys.path.append(folder)
     numpy = __import__("numpy.testing")
     sys.path.pop()
-    for module, name in ((numpy, "allclose"), (numpy.testing, "assert_allclose")):
+    names = "allclose isclose array_equiv equal not_equal less less_equal greater greater_equal".split()
+    testing = [name for name in dir(numpy.testing) if name.startswith(("assert_a", "assert_equal"))]
+    for module, name in (*((numpy, name) for name in names), *((numpy.testing, name) for name in testing)):
         setattr(module, name, of_one_shape(getattr(module, name), numpy.shape))
     TESTS_ONLY.extend(name for name in sys.modules if name.split(".")[0] == "numpy")
 
