@@ -8,7 +8,7 @@
 
 A program that shares an interpreter with its test can write its own mark: `sys.exit(0)`, an object equal to
 all others, a walk up the stack. Only plain data crosses this socket: a program can return values or die. With
-stdin/stdout tests there is no judge, and the expected output never leaves the trainer.
+stdin/stdout tests there is no judge, and no process gets the expected output before the program has ended.
 
 What holds programs back on this machine is measured at each start; `python sandbox.py` shows it. NOT stopped:
 holes of the kernel, weak tests, marks in files' access times. A program has the standard library without
