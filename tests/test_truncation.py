@@ -108,7 +108,6 @@ def test_committed_rows_have_the_cuts_and_verdicts_of_this_rule():
 
 @pytest.mark.skipif(not (SHARED / "data/mbpp.jsonl").exists(), reason="MBPP's file is not there")
 def test_references_of_mbpp_pass_when_cut():
-    """All but one, which passes a type as an argument. The sandbox does not."""
     rows = list(map(json.loads, open(SHARED / "data/mbpp.jsonl")))
     jobs = []
     for row in rows:
@@ -119,8 +118,7 @@ def test_references_of_mbpp_pass_when_cut():
         jobs.append((truncate(task, "\n" + code), row["test_list"], row["test_setup_code"], entry_point))
     with Sandbox(timeout=10) as sandbox:
         results = sandbox.map(jobs, method=sandbox.check_asserts)
-    failing = [row["task_id"] for row, result in zip(rows, results) if result.outcome != "passed"]
-    assert failing == [533]
+    assert [row["task_id"] for row, result in zip(rows, results) if result.outcome != "passed"] == []
 
 
 def test_human_eval_references_pass_when_cut():
