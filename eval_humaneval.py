@@ -290,8 +290,8 @@ def sha256(folder) -> str:
 if __name__ == "__main__":
     # ---- setup ----------------------------------------------------------------------------------------
     cfg = parse_config(Config, free="temperature seed debug_first_n")
-    if not 0 <= cfg.temperature < math.inf:
-        raise SystemExit(f"--temperature must be at least 0, not {cfg.temperature}")
+    if not 0 <= cfg.temperature < math.inf or cfg.top_p > 1:
+        raise SystemExit(f"--temperature {cfg.temperature} must be at least 0, --top_p {cfg.top_p} at most 1")
     if not re.fullmatch(r"[^/\0]{1,100}", cfg.exp_name):
         raise SystemExit("--exp_name becomes part of file names: 1 to 100 characters, without a /")
     ks = sorted({1, *map(int, re.findall(r"\d+", cfg.k))})

@@ -556,6 +556,7 @@ def test_damaged_run_config(folder, text):
         (("--time_limit", 0), "--time_limit"),
         (("--time_limit", "inf"), "--time_limit"),
         (("--temperature", "nan"), "--temperature"),
+        (("--top_p", 1.5), "--top_p 1.5"),
         (("--exp_name=",), "--exp_name"),
     ],
 )
