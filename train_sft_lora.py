@@ -87,12 +87,11 @@ def load_base(model_name, device, revision=None):
     if device != "cpu" and torch.cuda.is_available():
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    bnb = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype)
-    arguments = {"quantization_config": bnb, "dtype": dtype, "device_map": device, "use_safetensors": True}
-    arguments |= {"revision": revision, "output_loading_info": True}
+    args = {"quantization_config": BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype), "dtype": dtype}
+    args |= {"device_map": device, "use_safetensors": True, "revision": revision, "output_loading_info": True}
     with stop_with(f"cannot load {model_name} (offline: PROFILE=tiny; moved: mend adapter_config.json)"):
         tokenizer = AutoTokenizer.from_pretrained(model_name, revision=revision)
-        model, info = AutoModelForCausalLM.from_pretrained(model_name, **arguments)
+        model, info = AutoModelForCausalLM.from_pretrained(model_name, **args)
         if info["missing_keys"]:  # transformers only warns, and makes random ones
             raise ValueError(f"its files have no {', '.join(sorted(info['missing_keys'])[:3])}")
     tokenizer.pad_token = tokenizer.eos_token  # its own may have no embedding; masks come from lengths
