@@ -15,28 +15,26 @@ holes of the kernel, weak tests, marks in files' access times. A program has the
 sockets, processes and files; its arguments are copies, so no test sees what it changes in place.
 """
 
-import ast
 import fcntl
 import functools
-import gzip
 import importlib.util
 import json
 import marshal
 import os
 import queue
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import sandbox_worker
+from data.tasks import CALL_CHECK, COMPILING, compile_test, defines_check, program, reference, stub
+from data.tasks import read_tasks as read_tasks  # for all scripts
 from sandbox_worker import FAULTS, PR_SET_DUMPABLE, read_all, same_output, wall_limit
 
 # On an ASCII terminal a name in another script is no reason to stop; a notebook's stdout has no such method.
@@ -59,53 +57,6 @@ class Result:
     cpu: float = 0.0  # seconds of the candidate
     wall: float = 0.0  # seconds of the job
     cases: tuple = ()  # of check_io: the Result of each case
-
-
-class CountAsserts(ast.NodeTransformer):
-    """Make every assert, or call into numpy.testing, report to the judge instead of ending the test."""
-
-    n_asserts = 0
-
-    def visit_Assert(self, node):
-        self.n_asserts += 1
-        source = "try: pass\nexcept Exception as __error: __count__(__error, {!r})\nelse: __count__(None)"
-        wrapper = ast.parse(source.format(ast.unparse(node))).body[0]
-        wrapper.body = [node]
-        return ast.copy_location(wrapper, node)
-
-    def visit_Expr(self, node):
-        return self.visit_Assert(node) if ast.unparse(node).startswith("np.testing.assert") else node
-
-    def visit_Try(self, node):
-        return node  # a handler may wait for this very assert
-
-    visit_TryStar = visit_With = visit_Try
-
-
-CALL_CHECK = "\n\ncheck(__candidate__)\n"
-COMPILING = threading.Lock()  # ast.parse is not thread-safe in Python 3.11: "recursion depth mismatch"
-
-
-@functools.lru_cache(maxsize=4096)
-def compile_test(test: str, prompt: str) -> tuple:
-    """Return (code of the prompt, code of the test, number of counted asserts, that or 0 if some may recur).
-
-    Raises SyntaxError, or ValueError where nothing in the test could fail.
-    """
-    tree = ast.parse(test)
-    words = [ast.unparse(x.func) if isinstance(x, ast.Call) else type(x).__name__ for x in ast.walk(tree)]
-    if not re.search("assert|Assert|Raise", " ".join(words)):  # assertEqual is one
-        raise ValueError("it has no assert")
-    tops = [tree, *(node for node in tree.body if getattr(node, "name", "") == "check")]
-    n_flat = sum(isinstance(node, ast.Assert) for top in tops for node in ast.iter_child_nodes(top))
-    counter = CountAsserts()
-    tree = ast.fix_missing_locations(counter.visit(tree))
-    for source in ("", prompt.rstrip() + " pass", prompt):  # " pass" completes a header without docstring
-        with suppress(SyntaxError, ValueError):
-            helpers = compile(source, "<prompt>", "exec", dont_inherit=True, optimize=0)
-    # optimize=0, or `python -O` would take the asserts away
-    code = compile(tree, "<test>", "exec", dont_inherit=True, optimize=0)
-    return helpers, code, counter.n_asserts, n_flat * (n_flat == counter.n_asserts)
 
 
 def ending(status: int, late: bool) -> str:
@@ -394,95 +345,8 @@ class Sandbox(ExitStack):
 
 # -- reward: what all scripts share --------------------------------------------------------------------------
 
-FIELDS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 ATTACKS = ("", "import sys\nsys.exit(0)", "import os\nos._exit(0)", "def check(f): pass", "candidate = print")
-EQUAL = "\n    class Equal:\n        def __eq__(self, other):\n            return True\n    return Equal()\n"
-CHEATS = [*(f"\n    return None\n\n\n{attack}\n" for attack in ATTACKS), EQUAL]
-
-
-def read_tasks(path) -> list[dict]:
-    """Read tasks in HumanEval's format, or MBPP+'s (.jsonl or .jsonl.gz); mistakes end in one clear line."""
-    tasks, mistakes = read_task_lines(path)
-    if mistakes:
-        number, error = next(iter(mistakes.items()))
-        some = ", ".join(map(str, list(mistakes)[:20])) + ", ..." * (len(mistakes) > 20)
-        more = f" ({len(mistakes)} broken lines: {some})" if len(mistakes) > 1 else ""
-        raise SystemExit(f"{path}, line {number}: {error}{more}")
-    return tasks
-
-
-def read_task_lines(path):
-    """Return the tasks of a file and, by line number, what is wrong with other lines; or raise SystemExit."""
-    opener = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig") as file:
-            lines = file.read().split("\n")  # splitlines() would split at U+2028, which JSON strings may hold
-    except FileNotFoundError:
-        raise SystemExit(f"{path}: no such file; for HumanEval: python data/prepare_humaneval.py") from None
-    except Exception as error:  # a directory, no permission, not UTF-8, not gzip, cut short
-        raise SystemExit(f"{path}: cannot be read: {error}") from None
-    tasks, mistakes = {}, {}
-    for number, line in enumerate(lines, 1):
-        try:
-            if line.strip():
-                task = read_task(line)
-                if task["task_id"] in tasks:
-                    raise ValueError(f"task_id {task['task_id']!r} was there before")
-                tasks[task["task_id"]] = task
-        except (ValueError, RecursionError) as error:
-            mistakes[number] = error
-    with suppress(ValueError, RecursionError):  # all mistakes have one reason
-        whole = json.loads("\n".join(lines))
-        what = f"an array of {len(whole)}" if isinstance(whole, list) else "one object over several lines"
-        if not tasks and (isinstance(whole, list) or len(mistakes) > 1):
-            raise SystemExit(f"{path}: each line must be one JSON object; this is {what}")
-    if not tasks and not mistakes:
-        raise SystemExit(f"{path}: there is no task in it")
-    return list(tasks.values()), mistakes
-
-
-def read_task(line: str) -> dict:
-    """Return one line of a task file with its five FIELDS; raises ValueError with what is wrong."""
-    try:
-        task = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"not JSON: {error}") from None
-    if isinstance(task, dict) and {"code", "test_list", "test"} <= task.keys():
-        task = from_mbpp_plus(task)
-    for field in FIELDS:
-        if not isinstance(task, dict) or not isinstance(task.get(field), str):
-            raise ValueError(f"field {field!r} is missing or not a string")
-        task[field].encode()  # a UnicodeEncodeError, for half a surrogate pair, is a ValueError
-    try:
-        compile_test(task["test"] + CALL_CHECK, task["prompt"])  # which is kept for its first use
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"its test cannot be used: {error}") from None
-    return task
-
-
-def from_mbpp_plus(task: dict) -> dict:
-    """Bring a task of the hub's evalplus/mbppplus into HumanEval's form, with the prompt that EvalPlus uses.
-
-    Its test calls the function by its name, or as `candidate`, in statements at the top level.
-    """
-    try:
-        names = [node.name for node in ast.parse(task["code"]).body if isinstance(node, ast.FunctionDef)]
-        called = [name for name in names if re.search(rf"\b{name}\b", task["test_list"][0])]
-        test = [f"candidate = {called[-1]}", task["test"], "def check(candidate): pass"]
-        return {
-            "task_id": f"Mbpp/{task['task_id']}",
-            "prompt": f'"""\n{task["prompt"]}\n{task["test_list"][0]}\n"""\n',
-            "canonical_solution": task["code"].strip("\n") + "\n",
-            "test": "\n".join(task["test_imports"] + test),
-            "entry_point": called[-1],
-        }
-    except (LookupError, TypeError, SyntaxError, AttributeError) as error:
-        raise ValueError(f"not a task of MBPP+: {type(error).__name__}: {error}") from None
-
-
-def program(task: dict, completion: str) -> str:
-    """Join a prompt and its completion, which starts with the newline."""
-    return task["prompt"].rstrip() + completion
+CHEATS = [*(("None", attack) for attack in ATTACKS), ("type('', (), {'__eq__': lambda *_: True})()",)]
 
 
 def encode_prompt(tokenizer, task: dict) -> list[int]:
@@ -494,11 +358,6 @@ def encode_prompt(tokenizer, task: dict) -> list[int]:
     ids = tokenizer(text)["input_ids"]
     plain = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids[: ids.index(plain[0]) + len(plain)] if plain else ids[:1]
-
-
-def reference(task: dict) -> str:
-    """Return the reference solution as a completion."""
-    return "\n" + task["canonical_solution"]
 
 
 @contextmanager
@@ -524,19 +383,26 @@ def open_log(path):
     return file
 
 
-def job(task: dict, completion: str) -> tuple:
-    """Return the arguments of Sandbox.check. What rewards the policy and what evaluates it is this alone."""
-    return program(task, completion), task["test"], task["entry_point"], task["prompt"], task.get("n_tests")
+def job(sandbox, task: dict, completion: str) -> Result:
+    """Run a completion against its task. What rewards the policy and what evaluates it is this alone."""
+    code, name, n_tests = program(task, completion), task["entry_point"], task.get("n_tests")
+    if "input_output" in task:
+        cases = task["input_output"]
+        return sandbox.check_io(code, list(zip(cases["inputs"], cases["outputs"])), cases.get("fn_name"))
+    if defines_check(task["test"]):
+        return sandbox.check(code, task["test"], name, task["prompt"], n_tests)
+    return sandbox.check_asserts(code, [task["test"]], "", name, n_tests)
 
 
 def start_scoring(sandbox, task, completion):
     """Score a completion on the next idle worker; return a Future of its Result."""
-    return sandbox.pool.submit(sandbox.check, *job(task, completion))
+    return sandbox.pool.submit(job, sandbox, task, completion)
 
 
 def score(sandbox, tasks, completions, progress=None):
     """Score completions, all workers at once; return one Result per (task, completion)."""
-    return sandbox.map([job(*pair) for pair in zip(tasks, completions, strict=True)], progress)
+    pairs = zip(tasks, completions, strict=True)
+    return sandbox.map([(sandbox, *pair) for pair in pairs], progress, job)
 
 
 def within(model, tokenizer, num_tokens: int):
@@ -567,7 +433,9 @@ def preflight(sandbox, tasks, tokenizer=None, cut=None):
 
     Also the references as they come back from a tokenizer, or from cut(task, completion), where given.
     """
-    cheats = [(task, cheat) for i, task in enumerate(tasks) for cheat in CHEATS[: 6 if i < 8 else 1]]
+    cheats = [
+        (task, stub(task, *cheat)) for i, task in enumerate(tasks) for cheat in CHEATS[: 6 if i < 8 else 1]
+    ]
     right = [(task, reference(task)) for task in tasks]
     again = [(task, decoded(tokenizer, task)) for task in (lossy(tokenizer, tasks) if tokenizer else [])]
     again += [(task, cut(task, text)) for task, text in right if cut and cut(task, text) != text]

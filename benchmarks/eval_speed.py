@@ -42,7 +42,7 @@ def one_at_a_time(model, data_path):
             ids = output[0, inputs["input_ids"].shape[1] :]
             completion = tokenizer.decode(ids, skip_special_tokens=True)
             texts = completion, ev.truncate(task, completion)
-            outcomes = [sandbox.check(*job(task, text)).outcome for text in texts]
+            outcomes = [job(sandbox, task, text).outcome for text in texts]
             rows.append([task["task_id"], completion, len(ids), *outcomes])
     return time.time() - start, time.process_time() - cpu, rows
 

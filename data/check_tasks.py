@@ -23,26 +23,12 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+from data.tasks import read_task_lines, stub  # noqa: E402
 from data.truncation import truncate  # noqa: E402
-from sandbox import (  # noqa: E402
-    Sandbox,
-    decoded,
-    lossy,
-    read_task_lines,
-    read_tasks,
-    reference,
-    score,
-    stop_with,
-)
+from sandbox import Sandbox, decoded, lossy, read_tasks, reference, score, stop_with  # noqa: E402
 
 STUBS = "None", "True", "False", "0", "1", "-1", "''", "[]", "{}", "()", "set()", "args[0]"  # what it returns
 NGRAM, SHARED = 8, 0.7  # PaLM calls a task contaminated from here on (arXiv:2204.02311, section 8)
-
-
-def stub(task, value):
-    """A completion that defines the function, perhaps once more, to return the same for all arguments."""
-    body = "\n    pass" if f"def {task['entry_point']}(" in task["prompt"] else ""  # in MBPP+ it is not
-    return f"{body}\n\n\ndef {task['entry_point']}(*args, **kwargs):\n    return {value}\n"
 
 
 def leaks(task):

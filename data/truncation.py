@@ -17,7 +17,7 @@ import re
 import warnings
 from contextlib import suppress
 
-from sandbox import COMPILING, program
+from data.tasks import COMPILING, program
 
 STOP_WORDS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "\nimport", "\nfrom", "\nassert")
 DEFINITIONS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef

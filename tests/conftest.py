@@ -71,6 +71,14 @@ def trained(tmp_path_factory):
     return folder
 
 
+def copy_sandbox(folder, *more):
+    """Copy what a Sandbox needs, and more of our files, to a folder."""
+    for name in ("sandbox.py", "sandbox_worker.py", "data/tasks.py", *more):
+        path = Path(folder, name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((ROOT / name).read_bytes())
+
+
 def run_script(script, *arguments, cwd=ROOT):
     """Run a script in this process as from its command line; returns what subprocess.run would.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from attacks import ATTACKS, LAYERED, LIMITS, QUICK, run
+from conftest import copy_sandbox
 
 import sandbox as module
 from sandbox import Sandbox
@@ -74,9 +75,7 @@ def test_as_an_ordinary_user(default, words):
     if not python:
         pytest.skip("an ordinary user may start no Python here")
     with tempfile.TemporaryDirectory() as folder:
-        os.mkdir(f"{folder}/tests")
-        for name in ("sandbox.py", "sandbox_worker.py", "tests/attacks.py"):
-            shutil.copy(ROOT / name, f"{folder}/{name}")
+        copy_sandbox(folder, "tests/attacks.py")
         subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
         identity = {"user": ORDINARY_USER, "group": ORDINARY_USER, "extra_groups": []}
         environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}

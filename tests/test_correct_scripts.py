@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import correct_scripts
 import pytest
-from conftest import run_script
+from conftest import copy_sandbox, run_script
 from test_attacks import ORDINARY_USER, is_root, python_for
 from test_sandbox import patched_zygotes
 
@@ -37,9 +36,7 @@ def test_right_scripts_pass_as_an_ordinary_user():
     if not python:
         pytest.skip("an ordinary user may start no Python here")
     with tempfile.TemporaryDirectory() as folder:
-        os.mkdir(f"{folder}/tests")
-        for name in ("sandbox.py", "sandbox_worker.py", "tests/correct_scripts.py"):
-            shutil.copy(ROOT / name, f"{folder}/{name}")
+        copy_sandbox(folder, "tests/correct_scripts.py")
         subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
         identity = {"user": ORDINARY_USER, "group": ORDINARY_USER, "extra_groups": []}
         environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}

@@ -3,12 +3,12 @@
 import gzip
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import copy_sandbox
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = Path(__file__).resolve().parents[2] / "shared/humaneval/HumanEval.jsonl.gz"
@@ -116,10 +116,8 @@ def test_split_of_the_real_file(tmp_path):
 
 
 def test_default_folder_is_that_of_the_script(tmp_path):
-    (tmp_path / "data").mkdir()
-    for name in ("sandbox.py", "sandbox_worker.py"):
-        shutil.copy(ROOT / name, tmp_path)
-    script = shutil.copy(ROOT / "data/prepare_humaneval.py", tmp_path / "data")
+    copy_sandbox(tmp_path, "data/prepare_humaneval.py")
+    script = tmp_path / "data/prepare_humaneval.py"
     done = prepare("--source", write_tasks(tmp_path / "HumanEval.jsonl", make_tasks()), script=script)
     assert done.returncode == 0, done.stderr
     assert_split(tmp_path / "data", make_tasks())

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import pytest
 from attacks import CHANNEL, EITHER, HEAD, TEST
+from conftest import copy_sandbox
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -961,8 +962,7 @@ def test_flags_of_the_caller_change_no_verdict(flag):
 def test_read_only_tmp(folders, tmp_path):
     """As in a container with a read-only root; TMPDIR says where there is room."""
     (tmp_path / "check.py").write_text(VERDICTS)
-    for name in "sandbox.py", "sandbox_worker.py":  # the checkout may itself lie below /tmp
-        (tmp_path / name).write_text((ROOT / name).read_text())
+    copy_sandbox(tmp_path)  # the checkout may itself lie below /tmp
     mounts = " && ".join(f"mount -t tmpfs -o ro none {folder}" for folder in folders.split())
     keep = f"mount --bind {tmp_path} /mnt"
     python = f"TMPDIR=/mnt {sys.executable} /mnt/check.py"
@@ -1224,8 +1224,8 @@ def test_firejail_without_new_privileges_is_found_out():
     python = shutil.which("python3", path="/usr/local/bin:/usr/bin")
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
-        for name in ("sandbox.py", "sandbox_worker.py"):
-            shutil.copy(ROOT / name, directory)
+        copy_sandbox(directory)
+        subprocess.run(["chmod", "-R", "a+rX", directory], check=True)
         for more, expected in (([], "firejail; True; passed\n"), (["--no-new-privs"], INEFFECTIVE)):
             command = [*user, *more, python, "-c", WRAPPED]
             done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
