@@ -15,6 +15,8 @@ holes of the kernel, weak tests, marks in files' access times. A program has the
 sockets, processes and files; its arguments are copies, so no test sees what it changes in place.
 """
 
+import ctypes
+import errno
 import fcntl
 import functools
 import importlib.util
@@ -25,6 +27,7 @@ import queue
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -34,11 +37,62 @@ from dataclasses import dataclass, replace
 
 import sandbox_worker
 from data.tasks import CALL_CHECK, COMPILING, compile_test, defines_check, program, reference, stub
-from data.tasks import read_tasks as read_tasks  # for all scripts
+from data.tasks import encode_prompt as encode_prompt  # for all scripts
+from data.tasks import read_tasks as read_tasks
 from sandbox_worker import FAULTS, PR_SET_DUMPABLE, read_all, same_output, wall_limit
 
 # On an ASCII terminal a name in another script is no reason to stop; a notebook's stdout has no such method.
 getattr(sys.stdout, "reconfigure", dict)(errors="backslashreplace")
+
+# -- what programs may ask of the kernel; all else fails with EPERM ------------------------------------------
+
+SCMP_ALLOW, SCMP_KILL, SCMP_ERRNO, SCMP_LE, SCMP_EQ, SCMP_MASKED_EQ = 0x7FFF0000, 0x80000000, 0x50000, 3, 4, 7
+SCMP_OPTIMIZE, CLONE_THREAD, F_GETFL, F_DUPFD_CLOEXEC = 8, 0x10000, 3, 1030
+HARMLESS = """read write readv writev pread64 close close_range lseek mmap munmap mremap mprotect madvise
+ brk futex stat fstat lstat newfstatat statx access faccessat faccessat2 getdents64 getcwd readlink
+ readlinkat poll ppoll select pselect6 pipe pipe2 dup dup2 dup3 rt_sigaction rt_sigprocmask rt_sigreturn
+ sigaltstack alarm getitimer setitimer pause nanosleep gettimeofday time times restart_syscall sched_yield
+ getpid getppid gettid getuid geteuid getgid getegid getrlimit getrusage sysinfo uname getrandom
+ set_robust_list rseq membarrier exit exit_group"""
+HARMFUL = """socket socketpair connect bind fork vfork execve execveat kill tkill tgkill pidfd_open ptrace
+ process_vm_readv process_vm_writev unlink unlinkat rmdir rename renameat renameat2 link linkat symlink
+ symlinkat truncate ftruncate chmod fchmod fchmodat chown fchown mkdir mkdirat mount unshare setns bpf
+ io_uring_setup memfd_create shmget setsid setpgid"""
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+RULES = (  # what to do, with which system calls, if which argument compares how
+    (SCMP_ALLOW, HARMLESS),
+    (SCMP_KILL, HARMFUL),
+    (SCMP_ALLOW, "open", 1, SCMP_MASKED_EQ, WRITING, 0),
+    (SCMP_ALLOW, "openat", 2, SCMP_MASKED_EQ, WRITING, 0),
+    (SCMP_ALLOW, "clone", 0, SCMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD),
+    (SCMP_KILL, "clone", 0, SCMP_MASKED_EQ, CLONE_THREAD, 0),
+    (SCMP_ERRNO | errno.ENOSYS, "clone3"),  # its flags lie in memory; the C library goes back to clone
+    (SCMP_ALLOW, "fcntl", 1, SCMP_LE, F_GETFL, 0),  # not F_SETOWN, which sends signals
+    (SCMP_ALLOW, "fcntl", 1, SCMP_EQ, F_DUPFD_CLOEXEC, 0),
+    (SCMP_ALLOW, "prlimit64 sched_getaffinity", 0, SCMP_EQ, 0, 0),  # 0 is the process itself
+    (SCMP_ALLOW, "clock_gettime clock_getres clock_nanosleep", 0, SCMP_LE, 15, 0),  # no CPU clock by pid
+)
+
+
+@functools.cache
+def seccomp_filter():
+    """Return RULES as code for the kernel, b"" without libseccomp."""
+    try:  # it knows the numbers of system calls on all processors, and comes with apt and systemd
+        library = ctypes.CDLL("libseccomp.so.2")
+    except OSError:
+        return b""
+    library.seccomp_init.restype = ctypes.c_void_p
+    context = ctypes.c_void_p(library.seccomp_init(SCMP_ERRNO | errno.EPERM))
+    library.seccomp_attr_set(context, SCMP_OPTIMIZE, 2)  # a tree of numbers: installed in half the time
+    for action, names, *condition in RULES:
+        compare = struct.pack("IIQQ", *condition) if condition else b""
+        for name in names.split():
+            number = library.seccomp_syscall_resolve_name(name.encode())
+            library.seccomp_rule_add_array(context, ctypes.c_uint(action), number, bool(compare), compare)
+    with open(os.memfd_create("code"), "rb") as file:
+        library.seccomp_export_bpf(context, file.fileno())
+        return read_all(file.fileno())
+
 
 # -- trusted side: what a test is, who runs it, what came of it ----------------------------------------------
 
@@ -86,7 +140,8 @@ class Worker:
     def __init__(self, wrapper, timeout, memory_mb, numpy_folder):
         python = os.path.realpath(sys.executable)
         self.command = [*wrapper, python, "-s", "-S", "-B", os.path.abspath(sandbox_worker.__file__)]
-        self.config = LAYERS, timeout, memory_mb, numpy_folder
+        bpf = seccomp_filter() if "seccomp" in LAYERS else b""
+        self.config = bpf.hex(), "landlock" in LAYERS, timeout, memory_mb, numpy_folder
         self.process = None
 
     def start(self):
@@ -97,7 +152,7 @@ class Worker:
             self.process = subprocess.Popen(
                 self.command, env={}, cwd="/", stdin=theirs, stdout=null, stderr=null, start_new_session=True
             )
-        self.control.settimeout(wall_limit(self.config[1]) + 10)
+        self.control.settimeout(wall_limit(self.config[2]) + 10)
         self.control.send(json.dumps(self.config).encode())
         return json.loads(self.control.recv(999))
 
@@ -347,17 +402,6 @@ class Sandbox(ExitStack):
 
 ATTACKS = ("", "import sys\nsys.exit(0)", "import os\nos._exit(0)", "def check(f): pass", "candidate = print")
 CHEATS = [*(("None", attack) for attack in ATTACKS), ("type('', (), {'__eq__': lambda *_: True})()",)]
-
-
-def encode_prompt(tokenizer, task: dict) -> list[int]:
-    """Return the ids of a prompt: with BOS where the tokenizer sets one, but no EOS, which some append.
-
-    Without its last newline: byte-level BPE merges that with the indentation that the completion starts with.
-    """
-    text = task["prompt"].rstrip()
-    ids = tokenizer(text)["input_ids"]
-    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids[: ids.index(plain[0]) + len(plain)] if plain else ids[:1]
 
 
 @contextmanager

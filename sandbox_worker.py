@@ -9,7 +9,6 @@ import atexit
 import builtins
 import collections
 import ctypes
-import errno
 import functools
 import gc
 import io
@@ -38,55 +37,10 @@ if sys.platform == "linux":  # elsewhere the import succeeds and Sandbox() says 
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, SECCOMP_FILTER = 1, 4, 22, 2
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, CAPABILITY_VERSION = 36, 38, 0x20080522
-SCMP_ALLOW, SCMP_KILL, SCMP_ERRNO, SCMP_LE, SCMP_EQ, SCMP_MASKED_EQ = 0x7FFF0000, 0x80000000, 0x50000, 3, 4, 7
-CLONE_THREAD, F_GETFL, F_DUPFD_CLOEXEC = 0x10000, 3, 1030
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT, LANDLOCK_VERSION, PATH_BENEATH = 444, 445, 446, 1, 1
-READ_FILE, READ_DIR, TCP_RIGHTS, SCOPES = 4, 8, 3, 3
+READ_FILE, READ_DIR, TCP_RIGHTS, SCOPES, CPUCLOCK_SCHED, M_ARENA_MAX = 4, 8, 3, 3, 2, -8
 FILE_RIGHTS = 0, 13, 14, 15, 15, 16  # how many, by version of Landlock; since version 5 all
-SCMP_OPTIMIZE, CPUCLOCK_SCHED, M_ARENA_MAX = 8, 2, -8
 HOME_FD, MAX_THREADS, NOBODY, OUR_USERS = 63, 128, 65534, 1 << 30
-
-HARMLESS = """read write readv writev pread64 close close_range lseek mmap munmap mremap mprotect madvise
- brk futex stat fstat lstat newfstatat statx access faccessat faccessat2 getdents64 getcwd readlink
- readlinkat poll ppoll select pselect6 pipe pipe2 dup dup2 dup3 rt_sigaction rt_sigprocmask rt_sigreturn
- sigaltstack alarm getitimer setitimer pause nanosleep gettimeofday time times restart_syscall sched_yield
- getpid getppid gettid getuid geteuid getgid getegid getrlimit getrusage sysinfo uname getrandom
- set_robust_list rseq membarrier exit exit_group"""
-HARMFUL = """socket socketpair connect bind fork vfork execve execveat kill tkill tgkill pidfd_open ptrace
- process_vm_readv process_vm_writev unlink unlinkat rmdir rename renameat renameat2 link linkat symlink
- symlinkat truncate ftruncate chmod fchmod fchmodat chown fchown mkdir mkdirat mount unshare setns bpf
- io_uring_setup memfd_create shmget setsid setpgid"""
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-RULES = (  # what to do, with which system calls, if which argument compares how
-    (SCMP_ALLOW, HARMLESS),
-    (SCMP_KILL, HARMFUL),
-    (SCMP_ALLOW, "open", 1, SCMP_MASKED_EQ, WRITING, 0),
-    (SCMP_ALLOW, "openat", 2, SCMP_MASKED_EQ, WRITING, 0),
-    (SCMP_ALLOW, "clone", 0, SCMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD),
-    (SCMP_KILL, "clone", 0, SCMP_MASKED_EQ, CLONE_THREAD, 0),
-    (SCMP_ERRNO | errno.ENOSYS, "clone3"),  # its flags lie in memory; the C library goes back to clone
-    (SCMP_ALLOW, "fcntl", 1, SCMP_LE, F_GETFL, 0),  # not F_SETOWN, which sends signals
-    (SCMP_ALLOW, "fcntl", 1, SCMP_EQ, F_DUPFD_CLOEXEC, 0),
-    (SCMP_ALLOW, "prlimit64 sched_getaffinity", 0, SCMP_EQ, 0, 0),  # 0 is the process itself
-    (SCMP_ALLOW, "clock_gettime clock_getres clock_nanosleep", 0, SCMP_LE, 15, 0),  # no CPU clock by pid
-)
-
-
-def seccomp_filter():
-    """Return RULES as code for the kernel; unknown calls get EPERM. Raises OSError without libseccomp."""
-    # It knows the numbers of system calls on all processors, and comes with apt and systemd.
-    library = ctypes.CDLL("libseccomp.so.2")
-    library.seccomp_init.restype = ctypes.c_void_p
-    context = ctypes.c_void_p(library.seccomp_init(SCMP_ERRNO | errno.EPERM))
-    library.seccomp_attr_set(context, SCMP_OPTIMIZE, 2)  # a tree of numbers: installed in half the time
-    for action, names, *condition in RULES:
-        compare = struct.pack("IIQQ", *condition) if condition else b""
-        for name in names.split():
-            number = library.seccomp_syscall_resolve_name(name.encode())
-            library.seccomp_rule_add_array(context, ctypes.c_uint(action), number, bool(compare), compare)
-    fd = os.memfd_create("code")
-    library.seccomp_export_bpf(context, fd)
-    return os.pread(fd, 1 << 16, 0)
 
 
 def landlock_ruleset():
@@ -142,7 +96,8 @@ def read_all(fd):
 #   {"a": None}        ["d", ["t", "a", null]]
 #   [1], (1,), {1}     ["l", 1], ["t", 1], ["s", 1]            a frozenset: ["f", 1]; views: "k", "v", "w"
 #   Decimal, Point, int  ["x", "decimal.Decimal", "0.1"], ["q", "Point", ["t", "x"], 1], ["y", "builtins.int"]
-#   iter([1]), sqrt    ["n", 1], ["o", "math:sqrt"]            to the candidate only
+#   iter([1]), sqrt, lambda x: x  ["n", 1], ["o", "math:sqrt"], ["o", -1]    to the candidate only
+#   Node(1) of the prompt  ["o", "Node", ["t"], ["d", ["t", "value", 1]]]    as copy.copy would make it
 #   other objects      ["o", 0, "__len__"], ["o", "f"]         a place in `kept`, a name of the program
 FORMS: tuple = (  # tag, type, its parts, the way back
     ("i", int, lambda value: [hex(value)], lambda parts: int(parts[0], 16)),
@@ -200,6 +155,21 @@ def decode(message, find):
     return find(*parts) if tag == "o" else BUILD[tag](parts)
 
 
+def share(value, rest):
+    """Encode an object of a class that both sides have from the prompt."""
+    _, args, state = (*value.__reduce_ex__(2), None)[:3]
+    args = args[args[:1] == (type(value),) :]
+    return ["o", type(value).__name__, encode(args, rest), encode(state, rest)]
+
+
+def revive(kind, args, state):
+    """Undo share."""
+    value = kind.__new__(kind, *args)
+    if not vars(value):  # a member of an enumeration is not new
+        vars(value).update(state or {})
+    return value
+
+
 def send(fd, message):
     """Write a message as one line of JSON. By write and read: the calls for sockets are not allowed here."""
     data = json.dumps(message).encode() + b"\n"
@@ -232,6 +202,7 @@ FAULTS = {SourceError: "syntax", MemoryError: "memory", PermissionError: "violat
 OPERATIONS = {"get": getattr, "set": setattr, "__bool__": bool, **vars(operator)}
 OPERATIONS["__call__"] = lambda function, *args, **kwargs: function(*args, **kwargs)
 OPERATIONS["__eq__"] = lambda a, b: not callable(a) and a == b  # to return a function is no way to be equal
+OPERATIONS["isinstance"] = lambda kind, value: isinstance(value, kind)
 
 
 def load(name, source):
@@ -266,11 +237,13 @@ def classify(error: BaseException) -> str:
 
 def serve(fd):
     """Run the program that comes first, then answer requests until the judge hangs up."""
-    namespace, kept = {}, []
+    namespace, kept, classes = {}, [], {}
 
-    def find(target):
+    def find(target, *parts):
+        if parts:
+            return revive(classes[target], *parts)
         if type(target) is int:
-            return kept[target]
+            return kept[target] if target >= 0 else lambda *args, **kwargs: call_back(~target, args, kwargs)
         if ":" in target:
             return pkgutil.resolve_name(target)
         solution = namespace.get("Solution")  # LeetCode's form, in APPS and TACO
@@ -279,25 +252,41 @@ def serve(fd):
         return namespace[target]
 
     def keep(value):
+        if type(value) is classes.get(type(value).__name__):
+            return share(value, keep)
         kept.append(value)
         return ["o", len(kept) - 1, " ".join(dir(type(value)))]
 
-    while True:
-        operation, target, args, kwargs = receive(fd)
-        try:
-            if operation == "load":
-                namespace, value = load("solution", target), None
-            else:
-                value = find(target)
-                act = OPERATIONS.get(operation) or getattr(type(value), operation)
-                value = act(value, *decode(args, find), **decode(kwargs, find))
-            send(fd, {"ok": encode(value, keep)})
-        except BaseException as error:
-            names = [kind.__name__ for kind in type(error).__mro__]
-            reply = {"outcome": classify(error), "names": names, "text": f"{names[0]}: {error}"[:300]}
-            send(fd, {**reply, "args": encode(error.args, keep)})
-            if not isinstance(error, Exception):  # SystemExit ends a program
-                return
+    def call_back(place, *call):
+        send(fd, {"call": [place, *(encode(part, keep) for part in call)]})
+        return answer()
+
+    def answer():
+        """Do what the judge asks, until it returns what the program has asked it for."""
+        nonlocal namespace
+        while True:
+            operation, target, args, kwargs = receive(fd)
+            if operation == "return":
+                return decode(args, find)
+            if operation == "raise":
+                raise EXCEPTIONS[target](*args)
+            try:
+                if operation == "load":
+                    namespace, value = load("solution", target), None
+                    classes.update((name, namespace[name]) for name in args[1:] if name in namespace)
+                else:
+                    value = find(target)
+                    act = OPERATIONS.get(operation) or getattr(type(value), operation)
+                    value = act(value, *decode(args, find), **decode(kwargs, find))
+                send(fd, {"ok": encode(value, keep)})
+            except BaseException as error:
+                names = [kind.__name__ for kind in type(error).__mro__]
+                reply = {"outcome": classify(error), "names": names, "text": f"{names[0]}: {error}"[:300]}
+                send(fd, {**reply, "args": encode(error.args, keep), "state": encode(vars(error), keep)})
+                if not isinstance(error, Exception):  # SystemExit ends a program
+                    os._exit(1)
+
+    answer()
 
 
 def run_script(source, stdin, stdout):
@@ -388,6 +377,9 @@ class Handle:  # noqa: PLW1641 - handle() adds it
     def __eq__(self, other):
         return self is other or (isinstance(other, Handle) and self._ask("__eq__", other) is True)
 
+    def __instancecheck__(self, other):
+        return isinstance(other, Handle) and self._ask("isinstance", other) is True
+
     def _special(self, name, *args, **kwargs):
         value = self._ask(name, *args, **kwargs)
         if name in OPERATORS and not (isinstance(args[0], Handle) or isinstance(value, Handle)):
@@ -421,7 +413,8 @@ def judge(fd, job, verdict):
     code, entry_point, has_program_names, source, helpers, test, n_asserts, _ = marshal.loads(read_all(job))
     seed_random(source, source)  # unknown to the candidate
     counted = {"outcome": "passed", "message": "", "n_passed": 0, "n_tests": 0, "is_whole": True}
-    names = Names(__name__="test")
+    names = Names(__name__="test", __one_shape__=one_shape, __operator__=operator)
+    classes, given = {}, []
 
     def count(error, source=""):
         counted["n_tests"] += 1
@@ -440,21 +433,45 @@ def judge(fd, job, verdict):
             return ["n", *(encode(part, give) for part in value)]
         if getattr(value, "__module__", None) in sys.stdlib_module_names and hasattr(value, "__qualname__"):
             return ["o", f"{value.__module__}:{value.__qualname__}"]
+        if callable(value) and not isinstance(value, type):
+            given.append(value)
+            return ["o", -len(given)]
+        if type(value) is classes.get(type(value).__name__):
+            return share(value, give)
         raise TypeError(f"cannot pass {type(value).__name__} to the candidate")
+
+    def found(is_object, target, *parts):
+        if len(parts) == 2:
+            return revive(classes[target], *parts)
+        return handle(ask, is_object, target, *parts)
+
+    def call_back(place, *call):
+        """Call a function of the test for the candidate. An assert in it can fail, but gives no credit."""
+        before = counted["n_passed"], counted["n_tests"]
+        try:
+            args, kwargs = (decode(part, functools.partial(found, False)) for part in call)
+            return "return", None, encode(given[place](*args, **kwargs), give), None
+        except Exception as error:
+            names = [kind.__name__ for kind in type(error).__mro__ if kind.__name__ in EXCEPTIONS]
+            return "raise", names[0], list(map(str, error.args)), None
+        finally:
+            counted["n_passed"], counted["n_tests"] = before
 
     def ask(is_object, target, operation, *args, **kwargs):
         """Let the candidate do something; return what it returned or raise what it raised."""
         request = operation, target, encode(args, give), encode(kwargs, give)
-        find = functools.partial(handle, ask, is_object)
+        find, known = functools.partial(found, is_object), EXCEPTIONS | classes
         try:
             send(fd, request)
-            reply = receive(fd)
+            while "call" in (reply := receive(fd)):
+                send(fd, call_back(*reply["call"]))
             if "ok" in reply:
                 return decode(reply["ok"], find)
-            kind = next((EXCEPTIONS[name] for name in reply["names"] if name in EXCEPTIONS), CandidateDied)
+            kind = next((known[name] for name in reply["names"] if name in known), CandidateDied)
             if kind is StopIteration and operation not in ("__next__", "send", "throw"):
                 kind = Exception  # it would end `all(map(candidate, xs))`
-            error = kind(*decode(reply.get("args", ["t"]), find))
+            args, state = decode(reply.get("args", ["t"]), find), decode(reply.get("state"), find)
+            error = revive(kind, args, state) if kind.__name__ in classes else kind(*args)
             error.outcome = reply["outcome"] if reply["outcome"] in FAULTS.values() else "violation"
             error.text = str(reply["text"])
         except Exception as fault:  # no reply, or none that encode() could have made
@@ -469,10 +486,12 @@ def judge(fd, job, verdict):
     try:
         with suppress(Exception):
             exec(helpers, names)  # trusted helpers from the prompt, e.g. poly() of HumanEval/32
-        names["__count__"], names.ask = count, ask if has_program_names else None
         name = entry_point.rpartition(".")[2]  # of Solution().f
+        classes |= {n: kind for n, kind in names.items() if getattr(kind, "__module__", None) == "test"}
+        classes.pop(entry_point.partition(".")[0].removesuffix("()"), None)  # it is the program's
+        names["__count__"], names.ask = count, ask if has_program_names else None
         names["__candidate__"] = names[name] = handle(ask, name[:1].isupper(), name)
-        ask(False, code, "load")
+        ask(False, code, "load", *classes)
         exec(test, names)
         if not n_asserts:
             count(None)  # nothing to count: the test as a whole is one case
@@ -491,7 +510,7 @@ def judge(fd, job, verdict):
 PRELOAD = "bisect collections copy datetime functools heapq itertools math operator re string typing".split()
 
 
-def fork(function, fds, gate, alarm, rights):
+def fork(function, fds, gate, timeout, rights):
     """Run function(*fds) in a confined child without other descriptors; return its pid."""
     parent = os.getpid()
     pid = os.fork()
@@ -499,10 +518,9 @@ def fork(function, fds, gate, alarm, rights):
         return pid
     try:
         confine(*rights)
-        signal.alarm(alarm)  # third line of defence: a candidate may reset its own
+        signal.alarm(int(wall_limit(timeout)) + 1)  # third line of defence: a candidate may reset its own
         os.write(gate, b".")
-        kept = [2, *sorted(fds), HOME_FD]
-        for low, high in zip(kept, kept[1:]):
+        for low, high in itertools.pairwise([2, *sorted(fds), HOME_FD]):
             os.closerange(low + 1, high)
         if os.getppid() == parent:  # it did not die before PR_SET_PDEATHSIG
             function(*fds)
@@ -555,10 +573,8 @@ def run_job(control, files, timeout, rights):
     roles = {run_script if rights[0][resource.RLIMIT_FSIZE] else compare: files}
     if len(files) == 2:
         roles = {serve: [theirs.fileno()], judge: [ours.fileno(), *files]}
-    alarm = int(wall_limit(timeout)) + 1
-    pids = [fork(role, fds, gate, alarm, rights) for role, fds in roles.items()]
-    ours.close()
-    theirs.close()
+    with ours, theirs:
+        pids = [fork(role, fds, gate, timeout, rights) for role, fds in roles.items()]
     done = os.pidfd_open(pids[-1])
     poller = select.poll()
     poller.register(done, select.POLLIN)
@@ -574,14 +590,17 @@ def run_job(control, files, timeout, rights):
     return was_confined, status, late, usage.ru_utime + usage.ru_stime, time.monotonic() - start
 
 
-def of_one_shape(compare, shape):
-    """Return numpy's comparison without broadcasting: it would find [] close to every number."""
+BROADCASTING = []  # what numpy has to compare: where two shapes differ, it stretches one
 
-    def compare_strictly(actual, desired, *args, **kwargs):
-        assert shape(actual) == shape(desired), "another shape"
-        return compare(actual, desired, *args, **kwargs)
 
-    return compare_strictly
+def one_shape(act, *args, **kwargs):
+    """Call `act` for a test that uses numpy, to which [] would be close to every number."""
+    kinds = {type(arg).__name__ for arg in args if type(arg).__module__ == "numpy"}
+    arrays = [operator.eq, operator.ne, operator.sub] * (kinds == {"ndarray"})  # x - x.mean() is meant so
+    if any(act is function for function in BROADCASTING + arrays):
+        shape = sys.modules["numpy"].shape
+        assert shape(args[0]) == shape(args[1]), "another shape"
+    return act(*args, **kwargs)
 
 
 def import_numpy(folder):
@@ -590,10 +609,10 @@ def import_numpy(folder):
     sys.path.append(folder)
     numpy = __import__("numpy.testing")
     sys.path.pop()
-    names = "allclose isclose array_equiv equal not_equal less less_equal greater greater_equal".split()
-    testing = [name for name in dir(numpy.testing) if name.startswith(("assert_a", "assert_equal"))]
-    for module, name in (*((numpy, name) for name in names), *((numpy.testing, name) for name in testing)):
-        setattr(module, name, of_one_shape(getattr(module, name), numpy.shape))
+    names = "allclose isclose array_equiv equal not_equal less less_equal greater greater_equal subtract"
+    names = [f"numpy:{name}" for name in names.split()]
+    names += [f"numpy.testing:{name}" for name in dir(numpy.testing) if name.startswith("assert_")]
+    BROADCASTING.extend(map(pkgutil.resolve_name, names))
     TESTS_ONLY.extend(name for name in sys.modules if name.split(".")[0] == "numpy")
 
 
@@ -625,19 +644,16 @@ def zygote():
         __import__(name)
     control = socket.socket(fileno=os.dup(0))
     os.dup2(1, 0)  # /dev/null
-    layers, timeout, memory_mb, numpy_folder = json.loads(control.recv(9999))
+    bpf, landlock, timeout, memory_mb, numpy_folder = json.loads(control.recv(9999))
     if numpy_folder:  # now, as nothing outside the standard library can be read later
         import_numpy(numpy_folder)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # short of memory, the kernel takes us and not the trainer
     network = os.readlink("/proc/self/ns/net")
     become_nobody()
-    bpf = b""
-    with suppress(OSError):
-        bpf = seccomp_filter() if "seccomp" in layers else b""
-    code = ctypes.create_string_buffer(bpf)
-    program = struct.pack("HP", len(bpf) // 8, ctypes.addressof(code)) if bpf else b""
-    ruleset, version = landlock_ruleset() if "landlock" in layers else (-1, 0)
+    code = ctypes.create_string_buffer(bytes.fromhex(bpf))
+    program = struct.pack("HP", len(bpf) // 16, ctypes.addressof(code)) if bpf else b""
+    ruleset, version = landlock_ruleset() if landlock else (-1, 0)
     memory_mb += 128 * bool(numpy_folder)  # what numpy takes of it
     limits = {"AS": memory_mb << 20, "CPU": int(timeout) + 3, "CORE": 0, "NOFILE": HOME_FD + 1}
     n_threads = MAX_THREADS if os.getuid() >= OUR_USERS else 1 << 20  # other users have more than our jobs

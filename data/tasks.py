@@ -22,6 +22,7 @@ import threading
 from contextlib import suppress
 
 FIELDS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
+OPERATORS = {ast.Eq: "eq", ast.NotEq: "ne", ast.Sub: "sub"}
 CALL_CHECK = "\n\ncheck(__candidate__)\n"
 COMPILING = threading.Lock()  # ast.parse is not thread-safe in Python 3.11: "recursion depth mismatch"
 
@@ -141,6 +142,17 @@ def reference(task: dict) -> str:
     return "\n" + task["canonical_solution"]
 
 
+def encode_prompt(tokenizer, task: dict) -> list[int]:
+    """Return the ids of a prompt: with BOS where the tokenizer sets one, but no EOS, which some append.
+
+    Without its last newline: byte-level BPE merges that with the indentation that the completion starts with.
+    """
+    text = task["prompt"].rstrip()
+    ids = tokenizer(text)["input_ids"]
+    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids[: ids.index(plain[0]) + len(plain)] if plain else ids[:1]
+
+
 def stub(task: dict, value: str, after: str = "") -> str:
     """Return a completion whose answer is always the same: a script prints it, a function returns it."""
     if is_script(task):
@@ -174,6 +186,33 @@ class CountAsserts(ast.NodeTransformer):
     visit_TryStar = visit_With = visit_Try
 
 
+class OneShape(ast.NodeTransformer):
+    """Let the judge see all that may compare arrays: numpy would stretch a wrong shape until it fits."""
+
+    def visit_Call(self, node):
+        self.generic_visit(node)
+        is_plain = len(node.args) > 1 and not any(isinstance(arg, ast.Starred) for arg in node.args)
+        return self.watched(node, node.func, *node.args, keywords=node.keywords) if is_plain else node
+
+    def visit_Compare(self, node):
+        return self.computed(node, node.ops[0], node.left, *node.comparators)
+
+    def visit_BinOp(self, node):
+        return self.computed(node, node.op, node.left, node.right)
+
+    def computed(self, node, operator, *parts):
+        self.generic_visit(node)
+        is_literal = any(isinstance(part, (ast.Constant, ast.UnaryOp)) for part in parts)
+        if type(operator) not in OPERATORS or len(parts) > 2 or is_literal:  # x == 0 is meant so
+            return node
+        function = ast.Attribute(ast.Name("__operator__", ast.Load()), OPERATORS[type(operator)], ast.Load())
+        return self.watched(node, function, *parts)
+
+    def watched(self, node, function, *args, keywords=()):
+        call = ast.Call(ast.Name("__one_shape__", ast.Load()), [function, *args], list(keywords))
+        return ast.copy_location(call, node)
+
+
 @functools.lru_cache(maxsize=4096)
 def compile_test(test: str, prompt: str) -> tuple:
     """Return (code of the prompt, code of the test, number of counted asserts, that or 0 if some may recur).
@@ -187,7 +226,8 @@ def compile_test(test: str, prompt: str) -> tuple:
     tops = [tree, *(node for node in tree.body if getattr(node, "name", "") == "check")]
     n_flat = sum(isinstance(node, ast.Assert) for top in tops for node in ast.iter_child_nodes(top))
     counter = CountAsserts()
-    tree = ast.fix_missing_locations(counter.visit(tree))
+    tree = counter.visit(tree)
+    tree = ast.fix_missing_locations(OneShape().visit(tree) if "numpy" in test else tree)
     for source in ("", prompt.rstrip() + " pass", prompt):  # " pass" completes a header without docstring
         with suppress(SyntaxError, ValueError):
             helpers = compile(source, "<prompt>", "exec", dont_inherit=True, optimize=0)

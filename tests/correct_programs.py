@@ -473,8 +473,6 @@ called(
 
 # -- numpy in the test ---------------------------------------------------------------------------------------
 
-OPERATORS = "==", "== list", "!=", "difference", "literal", "mean"
-
 for name, line in {
     "assert_allclose": "np.testing.assert_allclose(r, [1.0, 2.0])",
     "assert_array_equal": "np.testing.assert_array_equal(r, [1, 2])",
@@ -493,10 +491,128 @@ for name, line in {
     "mean": "x = np.array(r)\n    assert abs((x - x.mean()).sum()) < 1e-9",
 }.items():
     for programs, value in ((PROGRAMS, "[1, 2]"), (WRONG, "[[1, 2]] * 2"), (WRONG, "[]"), (WRONG, "1")):
-        if programs is WRONG and name in OPERATORS:
-            continue  # numpy's own: those of an array broadcast (one literal for all is often meant so)
+        if programs is WRONG and name in ("literal", "mean"):
+            continue  # to compare an array with one number is often meant so
         test = f"import numpy as np\ndef check(candidate):\n    r = candidate(1)\n    {line}\n"
         add(programs, f"numpy: {name}, {value}", "check", f"def f(x): return {value}", test, "f")
+
+# -- functions of the test, and classes that the prompt defines ----------------------------------------------
+
+tested("function of the test", APPLY, "assert candidate(lambda x: x * 2, [1, 2]) == [2, 4]")
+tested(
+    "method of the test's object",
+    APPLY,
+    "seen = []\ncandidate(seen.append, [1, [2]])\nassert seen == [1, [2]]",
+)
+tested("a function that calls back", APPLY, "assert candidate(lambda x: candidate(abs, [x]), [-1]) == [[1]]")
+tested(
+    "its exception is caught by the program",
+    """
+def f(g, x):
+    try: return g(x)
+    except ZeroDivisionError as error: return str(error)
+""",
+    "assert candidate(lambda x: 1 / x, 0) == 'division by zero'\nassert candidate(lambda x: x, 1) == 1",
+)
+tested(
+    "its exception reaches the test",
+    APPLY,
+    """
+def g(x): raise KeyError('no')
+try: candidate(g, [1])
+except KeyError as error: assert error.args == ('no',)
+else: assert False
+""",
+)
+tested(
+    "a decorator",
+    """
+def f(g):
+    seen = {}
+    def cached(x):
+        if x not in seen: seen[x] = g(x)
+        return seen[x]
+    return cached
+""",
+    "seen = []\ng = candidate(lambda x: seen.append(x) or x + 1)\nassert g(1) == g(1) == 2 and seen == [1]",
+)
+tested(
+    "function with keywords",
+    "def f(g): return g(1, b=2)",
+    "assert candidate(lambda a, b=0, *, c=3: (a, b, c)) == (1, 2, 3)",
+)
+tested(
+    "key of sorted",
+    "def f(xs, key): return sorted(xs, key=key)",
+    "assert candidate([3, -4], key=lambda x: -x) == [3, -4]",
+)
+NODE = """class Node:
+    def __init__(self, value, left=None, right=None):
+        self.value = value
+        self.left = left
+        self.right = right
+
+
+"""
+TREE = "def f(root):\n    return root and Node(root.value, f(root.right), f(root.left))\n"
+TREE_TEST = """
+root = candidate(Node(1, Node(2), Node(3, Node(4))))
+assert isinstance(root, Node) and root.value == 1
+assert [root.left.value, root.right.value, root.left.right.value, root.left.left] == [3, 2, 4, None]
+assert candidate(None) is None
+"""
+tested("tree of the prompt", TREE, TREE_TEST, prompt=NODE)
+tested(
+    "nodes in a list",
+    "def f(nodes): return sum(node.value for node in nodes)",
+    "assert candidate([Node(1), Node(2)]) == 3",
+    prompt=NODE,
+)
+POINT = """from dataclasses import dataclass
+from enum import Enum
+
+
+class Colour(Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclass(frozen=True)
+class Point:
+    x: int
+    colour: Colour
+
+
+"""
+tested(
+    "dataclass and enumeration of the prompt",
+    "def f(p): return Point(p.x + 1, Colour.BLUE)",
+    """
+assert candidate(Point(1, Colour.RED)) == Point(2, Colour.BLUE)
+assert candidate(Point(1, Colour.RED)).colour is Colour.BLUE
+assert len({candidate(Point(1, Colour.RED)), Point(2, Colour.BLUE)}) == 1
+""",
+    prompt=POINT,
+)
+FUNDS = """class Missing(ValueError):
+    def __init__(self, amount, name):
+        super().__init__(f"{amount} of {name}")
+        self.amount = amount
+
+
+"""
+FUNDS_TEST = """
+try: candidate(3)
+except Missing as error: assert (str(error), error.amount) == ('3 of x', 3)
+else: assert False
+"""
+tested("exception of the prompt", "def f(x): raise Missing(x, 'x')", FUNDS_TEST, prompt=FUNDS)
+asserts(
+    "isinstance of a class of the program",
+    STACK,
+    "assert isinstance(Stack([1]), Stack)",
+    "assert not isinstance(3, Stack)",
+)
 
 # -- wrong counterparts --------------------------------------------------------------------------------------
 
@@ -616,21 +732,81 @@ called(
     programs=WRONG,
 )
 
+tested(
+    "calls the function of the test with something else",
+    "def f(g, xs): return [g(x + 1) for x in xs]",
+    "assert candidate(lambda x: x * 2, [1, 2]) == [2, 4]",
+    programs=WRONG,
+)
+tested(
+    "swallows what fails in a function of the test",
+    """
+def f(g):
+    try: return g(1)
+    except BaseException: return None
+""",
+    "def g(x):\n    assert x == 2\ncandidate(g)\nassert True",
+    programs=WRONG,
+)
+tested(
+    "credit by calls",
+    "def f(g):\n    for _ in range(99): g(2)\n    return 1",
+    "def g(x):\n    assert x == 2\nassert candidate(g) == 2",
+    programs=WRONG,
+)
+tested(
+    "another tree",
+    TREE.replace("f(root.right), f(root.left)", "f(root.left), f(root.right)"),
+    TREE_TEST,
+    prompt=NODE,
+    programs=WRONG,
+)
+LIAR = POINT.replace("    colour: Colour\n", "    colour: Colour\n    def __eq__(self, other): return True\n")
+LIAR += "def f(p): return Point(p.x, Colour.BLUE)"
+asserts_equal = "assert candidate(Point(1, Colour.RED)) == Point(2, Colour.BLUE)"
+add(
+    WRONG,
+    "a class of the prompt, redefined",
+    "check",
+    LIAR,
+    f"def check(candidate):\n    {asserts_equal}\n",
+    "f",
+    POINT,
+)
+tested(
+    "an enumeration changed in the judge",
+    """
+def f(p):
+    Colour.__reduce_ex__ = lambda self, _: (Colour, (1,), {"_value_": 2, "_name_": "BLUE"})
+    return Point(2, Colour.RED)
+""",
+    "p = candidate(Point(1, Colour.RED))\nassert p.colour.value == 2 and Colour.RED.value == 2",
+    prompt=POINT,
+    programs=WRONG,
+)
+tested(
+    "another exception than the prompt's",
+    "def f(x): raise ValueError('3 of x')",
+    FUNDS_TEST,
+    prompt=FUNDS,
+    programs=WRONG,
+)
+tested(
+    "the prompt's exception, of another amount",
+    "def f(x): raise Missing(x + 1, 'x')",
+    FUNDS_TEST,
+    prompt=FUNDS,
+    programs=WRONG,
+)
+asserts("no instance", STACK + "\ndef f(): return object()", "assert isinstance(f(), Stack)", programs=WRONG)
+CLOSE = "import numpy as np\nclose = np.allclose\nassert close(candidate(), [1, 1])"
+tested("numpy by another name", "def f(): return []", CLOSE, programs=WRONG)
+
 # Not within reach, and why. A reference that needs one of these fails in the preflight, with this message.
 NUMBER = "class N:\n    def __len__(self): return 1\ndef f(*_): return N()"
 REFUSED = {  # code, body of the test, what the message says
-    "function of the test": (APPLY, "assert candidate(lambda x: x, [1]) == [1]", "cannot pass function"),
-    "method of the test's object": (
-        APPLY,
-        "assert candidate([].append, [1])",
-        "cannot pass builtin_function",
-    ),
     "class of the test": (APPLY, "class C: pass\nassert candidate(C, [])", "cannot pass type"),
-    "object of a class of the test or the prompt": (
-        APPLY,
-        "class C: pass\nassert candidate(abs, [C()])",
-        "cannot pass C ",
-    ),
+    "object of a class of the test": (APPLY, "class C: pass\nassert candidate(abs, [C()])", "cannot pass C "),
     "array": (
         APPLY,
         "import numpy as np\nassert candidate(abs, np.ones(2)) == [1, 1]",

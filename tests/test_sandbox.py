@@ -1,6 +1,7 @@
 """sandbox.py: what a program may try to earn a pass, to stay alive or to cost time, and what comes of it."""
 
 import contextlib
+import ctypes
 import datetime
 import gc
 import gzip
@@ -1158,11 +1159,18 @@ with sandbox.Sandbox(workers=1, wrapper=()) as box:
     assert (status, out) == (1, "") and "neutrality" in err
 
 
-def test_kernel_without_layers():
+@pytest.fixture
+def no_libseccomp(monkeypatch):
+    load = ctypes.CDLL
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: load("libnone.so" if "seccomp" in name else name))
+    module.seccomp_filter.cache_clear()
+    yield
+    module.seccomp_filter.cache_clear()
+
+
+def test_kernel_without_layers(no_libseccomp):
     """As on gVisor or Linux 5.10: no libseccomp, and Landlock's system calls fail."""
-    old = "worker.LANDLOCK_CREATE = 999\nload = worker.ctypes.CDLL\n"
-    old += "worker.ctypes.CDLL = lambda name: load('libnone.so' if 'seccomp' in name else name)"
-    with patched_zygotes(old):
+    with patched_zygotes("worker.LANDLOCK_CREATE = 999"):
         with pytest.raises(SystemExit, match=r"nothing keeps programs from: network, .*read"):
             Sandbox(workers=1, wrapper=())
         with Sandbox(workers=1, wrapper=(), require=["processes"]) as sandbox:
