@@ -59,6 +59,7 @@ def test_each_mistake_is_named(tmp_path):
             "canonical_solution": "def double(x):\n    return 2 * x\n",
             "test": one_assert("assert candidate(0) == 0"),
         },
+        "my/object": {"test": one_assert("class C: pass\n    assert candidate(C())")},
     }
     tasks = [GOOD, *({**GOOD, **fields, "task_id": name} for name, fields in wrong.items())]
     path = write(tmp_path / "my_tasks.jsonl", *tasks)
@@ -66,17 +67,18 @@ def test_each_mistake_is_named(tmp_path):
     code, out, _ = run(path, "--test_path", write(tmp_path / "exam.jsonl", EXAM), cwd=tmp_path)
     assert code == 1
     expected = [
-        "line 10: field 'prompt' is missing or not a string",
-        "line 11: not JSON: Expecting value: line 1 column 1 (char 0)",
-        "line 12: task_id 'my/good' was there before",
+        "line 11: field 'prompt' is missing or not a string",
+        "line 12: not JSON: Expecting value: line 1 column 1 (char 0)",
+        "line 13: task_id 'my/good' was there before",
         "my/fails: its reference fails: failed: assert candidate(3) == 6",
         "my/crashes: its reference fails: exception: NameError: name 'y' is not defined",
         "my/zero: its test passes for a stub: return False or return 0 or return args[0]",
         "line 5: its test cannot be used: it has no assert",
         "my/whole: its test passes for a stub: return False or return 0 or return args[0]",
         "my/leak: its prompt holds the solution",
+        "my/object: its reference fails: exception: TypeError('cannot pass C to the candidate')",
         f"my/twin: 100% of the 8-grams of test task exam/1 in {tmp_path}/exam.jsonl are in it",
-        f"2 of 12 tasks are fine, 10 are not (compared with {tmp_path}/exam.jsonl)",
+        f"2 of 13 tasks are fine, 11 are not (compared with {tmp_path}/exam.jsonl)",
     ]
     assert sorted(out) == sorted(expected)
 
