@@ -41,7 +41,9 @@ from transformers.generation import TopPLogitsWarper
 
 from data.check_tasks import lossy, overlaps, read_run_config
 from data.truncation import truncate
-from sandbox import Sandbox, encode_prompt, open_log, preflight, read_tasks, start_scoring, stop_with, within
+from sandbox import Sandbox, encode_prompt, open_log, preflight, read_tasks
+
+from sandbox import start_scoring, stop_ids, stop_with, within  # isort: skip
 
 # ---- hyperparameters --------------------------------------------------------------------------------
 
@@ -138,6 +140,7 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
     model.eval()
     batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt", verbose=False)
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)  # (B, T)
+    stops = torch.tensor(stop_ids(model, tokenizer), device=model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # the first real token of each row is at position 0
     completion_ids = [[] for _ in prompt_ids]
     running = list(range(len(prompt_ids)))  # the completion that each row of the batch belongs to
@@ -157,7 +160,7 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
             cumulative = logits.double().softmax(-1).cumsum(-1)
             threshold = uniform[running, t, None].to(model.device) * cumulative[:, -1:]
             tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-        ended = (tokens == tokenizer.eos_token_id) | (t == max_new_tokens - 1)  # (running,)
+        ended = torch.isin(tokens, stops) | (t == max_new_tokens - 1)  # (running,)
         for i, token, has_ended in zip(running, tokens.tolist(), ended.tolist()):
             completion_ids[i].append(token)
             if has_ended:
@@ -375,6 +378,7 @@ if __name__ == "__main__":
     print(f"sandbox: {sandbox.report}")
     preflight(sandbox, lossy(tokenizer, tasks), tokenizer)
     task_of = {task["task_id"]: task for task in tasks}
+    stops = stop_ids(model, tokenizer)
     score = cache(lambda name, text: start_scoring(sandbox, task_of[name], text))  # equal programs run once
     for (name, _), row in rows.items():
         score(name, row["completion"])
@@ -388,7 +392,7 @@ if __name__ == "__main__":
         for b, ids in generate(model, tokenizer, [prompt_ids[name] for name, _ in batch], *sampling):
             name, completion = batch[b][0], tokenizer.decode(ids, skip_special_tokens=True)
             row = {"task_id": name, "sample": batch[b][1], "completion": completion, "gen_len": len(ids)}
-            row["hit_token_limit"] = ids[-1] != tokenizer.eos_token_id
+            row["hit_token_limit"] = ids[-1] not in stops
             row["cut_at"] = len(truncate(task_of[name], completion))  # characters that truncation leaves
             file.write(json.dumps(row) + "\n")
             file.flush()

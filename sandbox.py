@@ -449,6 +449,12 @@ def score(sandbox, tasks, completions, progress=None):
     return sandbox.map([(sandbox, *pair) for pair in pairs], progress, job)
 
 
+def stop_ids(model, tokenizer) -> list[int]:
+    """Return the ids that end a completion: EOS, and what else the model's generation config names."""
+    others = model.generation_config.eos_token_id
+    return list({tokenizer.eos_token_id, *(others if isinstance(others, list) else [others])} - {None})
+
+
 def within(model, tokenizer, num_tokens: int):
     """SystemExit unless a model has an embedding for EOS, and positions for this many tokens."""
     if tokenizer.eos_token_id not in range(len(model.get_input_embeddings().weight)):

@@ -36,7 +36,9 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
 from transformers.generation import TopPLogitsWarper
 
-from sandbox import Sandbox, encode_prompt, open_log, preflight, read_tasks, start_scoring, stop_with, within
+from sandbox import Sandbox, encode_prompt, open_log, preflight, read_tasks
+
+from sandbox import start_scoring, stop_ids, stop_with, within  # isort: skip
 
 # ---- hyperparameters ----------------------------------------------------------------------------------
 
@@ -51,6 +53,7 @@ class Config:
     sft_model: str = "checkpoints/deepseek_1_3b_lora_sft_v2"  # adapter folder to start from
     output_dir: str = "checkpoints/deepseek_1_3b_lora_ppo_alpha0.01_4"
     # -- sampling --
+    prompt_format: Literal["completion", "chat"] = "completion"  # chat: see data/tasks.py
     max_length: int = 512  # tokens of a prompt; tasks with a longer one are left out
     max_new_tokens: int = 256
     temperature: float = 1.0  # also divides the logits when log-probs are scored
@@ -156,6 +159,7 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
     model.eval()
     batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt", verbose=False)
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)  # (B, T)
+    stops = torch.tensor(stop_ids(model, tokenizer), device=model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # the first real token of each row is at position 0
     completion_ids = [[] for _ in prompt_ids]
     running = list(range(len(prompt_ids)))  # the completion that each row of the batch belongs to
@@ -175,7 +179,7 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
             cumulative = logits.double().softmax(-1).cumsum(-1)
             threshold = uniform[running, t, None].to(model.device) * cumulative[:, -1:]
             tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-        ended = (tokens == tokenizer.eos_token_id) | (t == max_new_tokens - 1)  # (running,)
+        ended = torch.isin(tokens, stops) | (t == max_new_tokens - 1)  # (running,)
         for i, token, has_ended in zip(running, tokens.tolist(), ended.tolist()):
             completion_ids[i].append(token)
             if has_ended:
@@ -195,11 +199,12 @@ def rollout(model, tokenizer, sandbox, tasks, max_new_tokens, uniform=None, temp
     """A dict per task: ids, text, gen_len, hit_token_limit, outcome. Programs run during the sampling."""
     prompt_ids = [task["prompt_ids"] for task in tasks]
     samples = [{"task_id": task["task_id"], "prompt_ids": task["prompt_ids"]} for task in tasks]
+    stops = stop_ids(model, tokenizer)
     for i, ids in generate(model, tokenizer, prompt_ids, max_new_tokens, uniform, temperature, top_p):
         completion = tokenizer.decode(ids, skip_special_tokens=True)
         samples[i]["score"] = start_scoring(sandbox, tasks[i], completion)  # a Future
         samples[i] |= {"completion_ids": ids, "completion": completion, "gen_len": len(ids)}
-        samples[i]["hit_token_limit"] = ids[-1] != tokenizer.eos_token_id
+        samples[i]["hit_token_limit"] = ids[-1] not in stops
     for sample in samples:
         sample["outcome"] = sample.pop("score").result().outcome
     return samples
@@ -295,9 +300,10 @@ if __name__ == "__main__":
     if Path(cfg.sft_model).resolve().is_relative_to(Path(cfg.output_dir).resolve()):
         raise SystemExit("--output_dir is --sft_model or holds it: nothing may overwrite that adapter")
 
-    dev_tasks = read_tasks(cfg.dev_path) if cfg.dev_path else []
+    dev_tasks = read_tasks(cfg.dev_path, cfg.prompt_format) if cfg.dev_path else []
     dev_ids = {task["task_id"] for task in dev_tasks}
-    tasks = [task for task in read_tasks(cfg.train_path) if task["task_id"] not in dev_ids]
+    tasks = read_tasks(cfg.train_path, cfg.prompt_format)
+    tasks = [task for task in tasks if task["task_id"] not in dev_ids]
     model, tokenizer = load_adapter(cfg.sft_model, device, is_trainable=True)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=cfg.learning_rate, weight_decay=0.0)
@@ -448,11 +454,8 @@ if __name__ == "__main__":
             if update % cfg.save_every == 0 or is_last:
                 run_config |= {"update": update, "finished": is_last}
                 save_adapter(model, tokenizer, cfg.output_dir, run_config)
-                state |= {
-                    "update": update,
-                    "seconds": row["seconds"],
-                    "log_sizes": [log.tell() for log in logs],
-                }
+                state |= {"update": update, "seconds": row["seconds"]}
+                state["log_sizes"] = [log.tell() for log in logs]
                 weights = {"lora": trainable, "optimizer": optimizer.state_dict()}
                 torch.save(state | weights, f"{state_path}.tmp")
                 Path(f"{state_path}.tmp").replace(state_path)  # a kill leaves the old state or the new one

@@ -43,6 +43,7 @@ class Config:
     train_path: str = "data/humaneval_train.jsonl"
     model_name: str = "deepseek-ai/deepseek-coder-1.3b-base"  # hub name or folder
     output_dir: str = "checkpoints/deepseek_1_3b_lora_sft_v2"
+    prompt_format: Literal["completion", "chat"] = "completion"  # chat: see data/tasks.py
     # -- adapter --
     lora_r: int = 8
     lora_alpha: int = 16
@@ -153,7 +154,7 @@ if __name__ == "__main__":
     device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
     is_main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
 
-    tasks = read_tasks(cfg.train_path)
+    tasks = read_tasks(cfg.train_path, cfg.prompt_format)
     folder = Path(cfg.model_name).resolve()  # of a local base the adapter keeps the full path
     model, tokenizer = load_base(str(folder) if folder.is_dir() else cfg.model_name, device)
     if lossy(tokenizer, tasks) == tasks:

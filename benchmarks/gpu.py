@@ -116,6 +116,7 @@ def rollout(batch_size, folder, tiny):
     model, tokenizer = ppo.load_adapter(f"{folder}/adapter", DEVICE)
     tasks = ppo.read_tasks(f"{folder}/rl.jsonl")[:batch_size]
     prompt_ids = [ppo.encode_prompt(tokenizer, task) for task in tasks]
+    model.generation_config.eos_token_id = None
     no_eos = SimpleNamespace(pad=tokenizer.pad, eos_token_id=-1)
     padded = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt").to(DEVICE)
     sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": new_tokens}

@@ -3,6 +3,10 @@
     read_tasks(path)              the tasks of a file, or one line that says what is wrong with it
     program(task, completion)     what runs; program(task, reference(task)) must pass
 
+A model completes the prompt or, with read_tasks(path, "chat"), answers CHAT, which holds the prompt. The
+program then is the prompt's own definitions and, of the answer's ``` blocks, the last that defines the
+function (else the last one, else the whole answer).
+
 A task has the five FIELDS of HumanEval. How a program is scored follows from the row:
 
     "test" defines check          check(candidate) is called, as in HumanEval
@@ -18,6 +22,7 @@ import functools
 import gzip
 import json
 import re
+import textwrap
 import threading
 from contextlib import suppress
 
@@ -25,9 +30,15 @@ FIELDS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 OPERATORS = {ast.Eq: "eq", ast.NotEq: "ne", ast.Sub: "sub"}
 CALL_CHECK = "\n\ncheck(__candidate__)\n"
 COMPILING = threading.Lock()  # ast.parse is not thread-safe in Python 3.11: "recursion depth mismatch"
+CHAT = """Solve this task in Python. Answer with one code block that holds the whole program.
+
+```python
+{}
+```"""
+FENCE = r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)"  # an answer that was cut off has no last one
 
 
-def read_tasks(path) -> list[dict]:
+def read_tasks(path, prompt_format="completion") -> list[dict]:
     """Read tasks in HumanEval's format, or MBPP+'s (.jsonl or .jsonl.gz); mistakes end in one clear line."""
     tasks, mistakes = read_task_lines(path)
     if mistakes:
@@ -35,7 +46,7 @@ def read_tasks(path) -> list[dict]:
         some = ", ".join(map(str, list(mistakes)[:20])) + ", ..." * (len(mistakes) > 20)
         more = f" ({len(mistakes)} broken lines: {some})" if len(mistakes) > 1 else ""
         raise SystemExit(f"{path}, line {number}: {error}{more}")
-    return tasks
+    return [{**task, "chat": "answer"} for task in tasks] if prompt_format == "chat" else tasks
 
 
 def read_task_lines(path):
@@ -133,13 +144,36 @@ def from_mbpp_plus(task: dict) -> dict:
 
 
 def program(task: dict, completion: str) -> str:
-    """Join a prompt and its completion, which starts with the newline."""
-    return task["prompt"].rstrip() + completion
+    """Join a prompt and its completion, which starts with the newline, or an answer ("raw": as it is)."""
+    if "chat" not in task:
+        return task["prompt"].rstrip() + completion
+    answer = completion if task["chat"] == "raw" else answered(task, completion)
+    return f"{closed(task)}\n\n\n{answer}"
+
+
+def closed(task: dict) -> str:
+    """Return the prompt as a program, in which a function at its end does nothing."""
+    with suppress(SyntaxError, ValueError):  # if the prompt does not end in a function
+        ast.parse(task["prompt"].rstrip() + "\n    pass")
+        return task["prompt"].rstrip() + "\n    pass"
+    return task["prompt"].rstrip()
+
+
+def answered(task: dict, answer: str) -> str:
+    """Return the program in an answer, by the rule above."""
+    blocks = [textwrap.dedent(block) for block in re.findall(FENCE, answer, re.M | re.S)]
+    name = re.escape(task["entry_point"].partition(".")[0].removesuffix("()"))
+    defines = rf"^[ \t]*(async def|def|class) {name}\b|^{name} *="
+    named = [block for block in blocks if name and re.search(defines, block, re.M)]
+    return (named or blocks or [answer])[-1]
 
 
 def reference(task: dict) -> str:
-    """Return the reference solution as a completion."""
-    return "\n" + task["canonical_solution"]
+    """Return the reference solution as a completion, or as an answer."""
+    solution = "\n" + task["canonical_solution"]
+    if "chat" not in task:
+        return solution
+    return f"```python\n{task['prompt'].rstrip()}{solution.rstrip()}\n```"
 
 
 def encode_prompt(tokenizer, task: dict) -> list[int]:
@@ -148,6 +182,11 @@ def encode_prompt(tokenizer, task: dict) -> list[int]:
     Without its last newline: byte-level BPE merges that with the indentation that the completion starts with.
     """
     text = task["prompt"].rstrip()
+    if "chat" in task:
+        message = {"role": "user", "content": CHAT.format(text)}
+        if not tokenizer.chat_template:
+            raise SystemExit("--prompt_format chat: this model has no chat template; use completion")
+        return tokenizer.apply_chat_template([message], add_generation_prompt=True, return_dict=False)
     ids = tokenizer(text)["input_ids"]
     plain = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids[: ids.index(plain[0]) + len(plain)] if plain else ids[:1]
@@ -157,10 +196,7 @@ def stub(task: dict, value: str, after: str = "") -> str:
     """Return a completion whose answer is always the same: a script prints it, a function returns it."""
     if is_script(task):
         return f"\nprint({value})\n{after}\n"
-    body = ""
-    with suppress(SyntaxError, ValueError):  # if the prompt ends in a function
-        ast.parse(task["prompt"].rstrip() + "\n    pass")
-        body = "\n    pass"
+    body = "" if "chat" in task else closed(task).removeprefix(task["prompt"].rstrip())
     name = task["entry_point"].rpartition(".")[2]
     return f"{body}\n\n\ndef {name}(*args, **kwargs):\n    return {value}\n\n\n{after}\n"
 

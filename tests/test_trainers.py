@@ -197,6 +197,7 @@ class Chain:
     """Stands in for a model: after token t comes following[t], always. Keeps what it was called with."""
 
     device = "cpu"
+    generation_config = SimpleNamespace(eos_token_id=None)
 
     def __init__(self, following):
         self.following = following
