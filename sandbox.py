@@ -33,7 +33,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import sandbox_worker
-from data.tasks import CALL_CHECK, COMPILING, compile_test, defines_check, program, reference, stub
+from data.tasks import CALL_CHECK, COMPILING, compile_test, defines_check, limits, program, reference, stub
 from data.tasks import read_tasks as read_tasks  # for all scripts
 from sandbox_worker import FAULTS, PR_SET_DUMPABLE, read_all, same_output, wall_limit
 
@@ -193,6 +193,7 @@ class Sandbox(ExitStack):
             raise SystemExit("sandbox.py needs Linux (on Windows use WSL2, on a Mac a Linux container)")
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = workers or max(1, cores)
+        timeout, memory_mb = limits(tasks, timeout, memory_mb)
         numpy = any("numpy" in task["test"] for task in tasks) and importlib.util.find_spec("numpy")
         numpy_folder = os.path.dirname(os.path.dirname(numpy.origin)) if numpy else ""
         tried = []
