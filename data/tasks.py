@@ -41,7 +41,7 @@ def close(out, exp, atol):  # as np.allclose, but nothing is broadcast
     return out == exp or (are_numbers and abs(out - exp) <= atol + 1e-7 * abs(exp))
 
 def same(out, exp, atol):
-    floats = exp if isinstance(exp, (list, tuple)) and exp else [exp]
+    floats = exp if isinstance(exp, (list, tuple)) else [exp]
     atol = atol or 1e-6 * all(isinstance(value, float) for value in floats)
     return out == exp or (atol > 0 and type(out) is type(exp) and close(out, exp, atol))
 

@@ -15,7 +15,7 @@ import time
 import pytest
 from conftest import ROOT, run_script
 
-from data.tasks import compile_test, limits
+from data.tasks import compile_test, limits, stub
 from sandbox import Sandbox, preflight, read_tasks, reference, score
 
 FILES = ROOT.parent / "shared/data/evalplus"
@@ -27,8 +27,8 @@ SAME_FOR_BOTH = (  # bodies of a wrapper of the right function; 4.0 == 4, but (4
     "return right(*args) if args[0] else None",
     "raise SystemExit(0)",
 )
-# Of each kind: strings, floats, lists, dicts, find_zero, several arguments, a helper in the prompt.
-SOME = [f"HumanEval/{number}" for number in (0, 2, 4, 21, 32, 38, 45, 71, 99, 111, 133, 148)]
+# Decimals, strings, a helper in the prompt, dicts. Not 32: EvalPlus 0.3.1 fails all programs (its issue 201).
+SOME = [f"HumanEval/{number}" for number in (2, 4, 38, 99, 111)]
 
 
 def completions(task):
@@ -358,9 +358,13 @@ def test_files_load_fast(name, seconds):
 
 
 @HAVE_FILES
-def test_references_of_humaneval_plus():
-    done = run_script("benchmarks/references.py", FILES / "HumanEvalPlus-Mini.jsonl.gz")
-    assert "| HumanEvalPlus-Mini.jsonl.gz | 164 | 164 | 164 | 0 |" in done.stdout
+def test_references_of_humaneval_plus(sandbox):
+    """On the Mini file; benchmarks/references.py takes minutes for the others."""
+    tasks = read_tasks(FILES / "HumanEvalPlus-Mini.jsonl.gz")
+    results = score(sandbox, tasks, map(reference, tasks))
+    assert [task["task_id"] for task, result in zip(tasks, results) if not passes(result)] == []
+    some = [form for task in tasks[::8] for form in (task, as_base(task))]
+    assert not any(map(passes, score(sandbox, some, [stub(task, "None") for task in some])))
 
 
 def test_the_table_of_references(tmp_path):
