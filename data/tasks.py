@@ -11,7 +11,7 @@ A task has the five FIELDS of HumanEval. How a program is scored follows from th
                                   reads and prints or, with "fn_name", lists of arguments and what is returned
 
 Tasks of EvalPlus's files also have "base_test": their `test` has the inputs of HumanEval or MBPP and further
-ones, this has the former alone and is scored in the same way.
+ones, this has the former alone and is scored like it.
 
 Everything here is trusted and runs in the trainer's process; sandbox.py imports it for all scripts.
 """
@@ -26,7 +26,6 @@ from contextlib import suppress
 
 FIELDS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 CALL_CHECK = "\n\ncheck(__candidate__)\n"
-PLUS_LIMITS = 60.0, 4096  # seconds and MB that EvalPlus allows a program
 LITERAL = re.compile(
     r"^( *(?:inputs|results) = )(\[.{2000,}\]) *$", re.M
 )  # up to 800 KB, in files on the hub
@@ -50,10 +49,11 @@ def check(candidate):
     exec(PROGRAM, right)
     for args in json.loads(INPUTS):  # the candidate gets copies; the reference may change them
         assert"""
-ASSERTED = " exact_match = exp == (out is not None)\n"
+ASSERT, END = "    assert exact_match\n", " exact_match = exp == (out is not None)\n"
 MENDED = {  # what tests on the hub have, and what they should have
     "HumanEval/32": ("_poly(*candidate(*inp), inp)", "abs(_poly(*inp, candidate(*inp)))"),
-    **dict.fromkeys(("Mbpp/737", "Mbpp/787", "Mbpp/794"), (ASSERTED, ASSERTED + "    assert exact_match\n")),
+    "Mbpp/255": (", [['Dog', 'Cat', 'CatBird', 'Bird', 'Fish'], 77]", ""),  # 1.7 million tuples: over 8 GB
+    **dict.fromkeys(("Mbpp/737", "Mbpp/787", "Mbpp/794"), (f"{END}\n", f"{END}{ASSERT}\n")),
 }
 COMPILING = threading.Lock()  # ast.parse is not thread-safe in Python 3.11: "recursion depth mismatch"
 
@@ -117,8 +117,8 @@ def read_task(line: str) -> dict:
         check_cases(task["input_output"])
         return task
     wrong, mended = MENDED.get(task["task_id"], ("", ""))
-    if wrong in task["test"] and mended not in task["test"]:
-        print(f"warning: {task['task_id']}: its test in EvalPlus's file is wrong; mended as in data/tasks.py")
+    if wrong and wrong in task["test"]:
+        print(f"warning: {task['task_id']}: its test in EvalPlus's file is mended (MENDED in data/tasks.py)")
         task["test"] = task["test"].replace(wrong, mended)
     try:
         for test in task["test"], task.get("base_test", task["test"]):
@@ -158,25 +158,21 @@ def from_mbpp_plus(task: dict) -> dict:
     try:
         names = [node.name for node in ast.parse(task["code"]).body if isinstance(node, ast.FunctionDef)]
         called = [name for name in names if re.search(rf"\b{name}\b", task["test_list"][0])]
-        head = [*task["test_imports"], f"candidate = {called[-1]}"]
-        end = "def check(candidate): pass"
+        test = [f"candidate = {called[-1]}", task["test"], "def check(candidate): pass"]
         return {
             "task_id": f"Mbpp/{task['task_id']}",
             "prompt": f'"""\n{task["prompt"]}\n{task["test_list"][0]}\n"""\n',
             "canonical_solution": task["code"].strip("\n") + "\n",
-            "test": "\n".join([*head, task["test"], end]),
+            "test": "\n".join(task["test_imports"] + test),
             "entry_point": called[-1],
-            "base_test": "\n".join([*head, *task["test_list"], end]),
+            "base_test": "\n".join(task["test_imports"] + task["test_list"]),
         }
     except (LookupError, TypeError, SyntaxError, AttributeError) as error:
         raise ValueError(f"not a task of MBPP+: {type(error).__name__}: {error}") from None
 
 
 def from_evalplus(task: dict) -> dict:
-    """Bring a task of HumanEval+ as EvalPlus publishes it into HumanEval's form, by the rules of EvalPlus.
-
-    What is expected comes from the reference, which the judge runs; the inputs stay one string of JSON.
-    """
+    """Bring a task of EvalPlus's own file of HumanEval+ into HumanEval's form; the judge runs its reference."""
     try:
         if task["task_id"].startswith("Mbpp/"):
             files = "evalplus/mbppplus on the hub or MbppPlus-OriginFmt.jsonl.gz"
@@ -198,7 +194,7 @@ def from_evalplus(task: dict) -> dict:
 def limits(tasks, timeout: float, memory_mb: int = 512) -> tuple[float, int]:
     """Return the limits for programs: at least those of EvalPlus, if some tasks are from its files."""
     if any("base_test" in task or "def assertion(out, exp, atol)" in task["test"] for task in tasks):
-        return max(timeout, PLUS_LIMITS[0]), max(memory_mb, PLUS_LIMITS[1])
+        return max(timeout, 60.0), max(memory_mb, 4096)  # EvalPlus's own
     return timeout, memory_mb
 
 

@@ -27,7 +27,7 @@ SAME_FOR_BOTH = (  # bodies of a wrapper of the right function; 4.0 == 4, but (4
     "return right(*args) if args[0] else None",
     "raise SystemExit(0)",
 )
-# Decimals, strings, a helper in the prompt, dicts. Not 32: EvalPlus 0.3.1 fails all programs (its issue 201).
+# Decimals, strings, a helper in the prompt, dicts. Not 32: EvalPlus 0.3.1 fails all programs.
 SOME = [f"HumanEval/{number}" for number in (2, 4, 38, 99, 111)]
 
 
@@ -281,6 +281,33 @@ results = [True, False]
 for i, (inp, exp) in enumerate(zip(inputs, results)):
     assertion(check_str(*inp), exp, 0)
 """
+COLOURS = """from itertools import combinations_with_replacement
+
+def ref_func(l, n):
+    return list(combinations_with_replacement(l, n))
+
+inputs = [[['Red', 'Green'], 2], [['Dog', 'Cat', 'CatBird', 'Bird', 'Fish'], 77]]
+for i, inp in enumerate(inputs):
+    assert combinations_colors(*inp) == ref_func(*inp)
+"""
+
+
+def test_a_result_of_over_8_gb_is_left_out(tmp_path, sandbox, capsys):
+    code = "from itertools import combinations_with_replacement\ndef combinations_colors(l, n):\n"
+    row = {
+        "task_id": 255,
+        "code": f"{code}    return list(combinations_with_replacement(l, n))",
+        "prompt": "Write a function to find combinations.",
+        "test_imports": [],
+        "test_list": ["assert combinations_colors(['Red'], 1) == [('Red',)]"],
+        "test": COLOURS,
+    }
+    (task,) = read_tasks(write(tmp_path / "tasks.jsonl", [row]))
+    assert "warning: Mbpp/255" in capsys.readouterr().out
+    (result,) = score(sandbox, [task], [reference(task)])
+    assert (result.outcome, result.n_tests) == ("passed", 1)
+
+
 STARTS = {  # what check_str returns
     "re.search('^[aeiou]', string)": True,
     "string[0] in 'aeiou'": True,
@@ -297,7 +324,7 @@ def test_tests_of_mbpp_plus_that_check_nothing(tmp_path, sandbox, capsys, number
         "code": "import re\ndef check_str(string):\n  return re.search('^[aeiou]', string)",
         "prompt": "Does it start with a vowel?",
         "test_imports": [],
-        "test_list": ["assert check_str('annie')", "assert not check_str('dawood')"],
+        "test_list": ["assert check_str('annie')", "assert not check_str('dawood') and sys.maxsize"],
         "test": NO_ASSERT,
     }
     (task,) = read_tasks(write(tmp_path / "tasks.jsonl", [row]))
