@@ -172,7 +172,7 @@ def from_mbpp_plus(task: dict) -> dict:
 
 
 def from_evalplus(task: dict) -> dict:
-    """Bring a task of EvalPlus's own file of HumanEval+ into HumanEval's form; the judge runs its reference."""
+    """Bring a task of EvalPlus's file of HumanEval+ into HumanEval's form; the judge runs its reference."""
     try:
         if task["task_id"].startswith("Mbpp/"):
             files = "evalplus/mbppplus on the hub or MbppPlus-OriginFmt.jsonl.gz"
