@@ -182,6 +182,7 @@ class Sandbox(ExitStack):
 
     A program has memory_mb of address space and `timeout` seconds; 5 * timeout + 1 if it queues for a core.
     Where the tests of `tasks` need numpy, as those of HumanEval+ do, tests can import it, programs cannot.
+    Where they are EvalPlus's, both limits are at least its own.
     wrapper: a command around each zygote; "auto" is firejail, where it has an effect. require: what must be
     true in `report`; None is all of ACTS, or the words in the environment variable SANDBOX_REQUIRE. Raises
     SystemExit where something of that is not true, or nothing runs.

@@ -315,6 +315,14 @@ def test_check_references(folder, capsys):
 # ---- a whole evaluation ----
 
 
+def test_the_protocol_has_the_limit_that_was_used(folder):
+    """A task of EvalPlus, which has a base_test, raises it from 5 s to 60."""
+    write(folder / "tasks.jsonl", [{**MINI[0], "base_test": MINI[0]["test"]}])
+    evaluate(folder, "--max_new_tokens", 4)
+    protocol = json.loads((folder / "results/base_metrics.json").read_text())["protocol"]
+    assert protocol["time_limit"] == 60
+
+
 def left_over(results):
     """The text of base_unfinished.jsonl as it was before the evaluation was finished."""
     metrics = json.loads((results / "base_metrics.json").read_text())
