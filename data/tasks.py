@@ -21,6 +21,7 @@ import functools
 import gzip
 import json
 import re
+import sys
 import threading
 from contextlib import suppress
 
@@ -118,7 +119,7 @@ def read_task(line: str) -> dict:
         return task
     wrong, mended = MENDED.get(task["task_id"], ("", ""))
     if wrong and wrong in task["test"]:
-        print(f"warning: {task['task_id']}: its test in EvalPlus's file is mended (MENDED in data/tasks.py)")
+        print(f"warning: {task['task_id']}: test mended, see MENDED in data/tasks.py", file=sys.stderr)
         task["test"] = task["test"].replace(wrong, mended)
     try:
         for test in task["test"], task.get("base_test", task["test"]):

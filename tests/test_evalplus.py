@@ -225,7 +225,7 @@ def test_find_zero(tmp_path, sandbox, capsys, is_on_the_hub):
     if is_on_the_hub:
         del row["base_input"], row["plus_input"]
     (task,) = read_tasks(write(tmp_path / "tasks.jsonl", [row]))
-    assert ("warning: HumanEval/32" in capsys.readouterr().out) is is_on_the_hub
+    assert ("warning: HumanEval/32" in capsys.readouterr().err) is is_on_the_hub
     results = score(sandbox, [task] * len(ZEROS), [f"\n    return {value}\n" for value in ZEROS])
     assert dict(zip(ZEROS, map(passes, results))) == ZEROS
 
@@ -303,7 +303,7 @@ def test_a_result_of_over_8_gb_is_left_out(tmp_path, sandbox, capsys):
         "test": COLOURS,
     }
     (task,) = read_tasks(write(tmp_path / "tasks.jsonl", [row]))
-    assert "warning: Mbpp/255" in capsys.readouterr().out
+    assert "warning: Mbpp/255" in capsys.readouterr().err
     (result,) = score(sandbox, [task], [reference(task)])
     assert (result.outcome, result.n_tests) == ("passed", 1)
 
@@ -328,7 +328,7 @@ def test_tests_of_mbpp_plus_that_check_nothing(tmp_path, sandbox, capsys, number
         "test": NO_ASSERT,
     }
     (task,) = read_tasks(write(tmp_path / "tasks.jsonl", [row]))
-    assert f"warning: Mbpp/{number}" in capsys.readouterr().out
+    assert f"warning: Mbpp/{number}" in capsys.readouterr().err
     texts = [f"\nimport re\ndef check_str(string):\n    return {value}\n" for value in STARTS]
     for form in task, as_base(task):
         results = score(sandbox, [form] * len(STARTS), texts)
