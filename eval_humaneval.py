@@ -40,6 +40,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation import TopPLogitsWarper
 
 from data.check_tasks import lossy, overlaps, read_run_config
+from data.tasks import limits
 from data.truncation import truncate
 from sandbox import Sandbox, encode_prompt, open_log, preflight, read_tasks
 
@@ -335,7 +336,7 @@ if __name__ == "__main__":
         "top_p": cfg.top_p if cfg.temperature else None,
         "seed": cfg.seed if cfg.temperature else None,
         "truncation": "by the syntax tree",  # data/truncation.py
-        "time_limit": cfg.time_limit,
+        "time_limit": limits(tasks, cfg.time_limit)[0],
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
     }

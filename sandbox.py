@@ -36,7 +36,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import sandbox_worker
-from data.tasks import CALL_CHECK, COMPILING, compile_test, defines_check, program, reference, stub
+from data.tasks import CALL_CHECK, COMPILING, compile_test, defines_check, limits, program, reference, stub
 from data.tasks import encode_prompt as encode_prompt  # for all scripts
 from data.tasks import read_tasks as read_tasks
 from sandbox_worker import FAULTS, PR_SET_DUMPABLE, read_all, same_output, wall_limit
@@ -237,6 +237,7 @@ class Sandbox(ExitStack):
 
     A program has memory_mb of address space and `timeout` seconds; 5 * timeout + 1 if it queues for a core.
     Where the tests of `tasks` need numpy, as those of HumanEval+ do, tests can import it, programs cannot.
+    Where they are EvalPlus's, both limits are at least its own.
     wrapper: a command around each zygote; "auto" is firejail, where it has an effect. require: what must be
     true in `report`; None is all of ACTS, or the words in the environment variable SANDBOX_REQUIRE. Raises
     SystemExit where something of that is not true, or nothing runs.
@@ -248,6 +249,7 @@ class Sandbox(ExitStack):
             raise SystemExit("sandbox.py needs Linux (on Windows use WSL2, on a Mac a Linux container)")
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = workers or max(1, cores)
+        timeout, memory_mb = limits(tasks, timeout, memory_mb)
         numpy = any("numpy" in task["test"] for task in tasks) and importlib.util.find_spec("numpy")
         numpy_folder = os.path.dirname(os.path.dirname(numpy.origin)) if numpy else ""
         tried = []

@@ -1,23 +1,29 @@
-"""Report which reference solutions of APPS fail in the sandbox, and why.
+"""Report which reference solutions of task files and of APPS fail in the sandbox, and why.
 
-    python benchmarks/references.py FOLDER [--timeout 4] [--list]
+    python benchmarks/references.py data/mini_test.jsonl HumanEvalPlus.jsonl.gz FOLDER [--timeout 5] [--list]
 
-Reads   FOLDER/*/: input_output.json and solutions.json, as in the archive of APPS (or FOLDER itself is one)
-Prints  a table with one row per problem and, with --list, one line per solution that fails
+Reads   task files, as training and evaluation do (data/tasks.py), and folders of APPS: FOLDER/*/ has
+        input_output.json and solutions.json, as in its archive (or FOLDER itself is one problem)
+Prints  a table with one row per file, and one line per reference that fails; for folders a table with one row
+        per problem and, with --list, one line per solution that fails
 
-A solution that fails is a right program that training would punish. As APPS's own checker does, a call-based
-problem may hold its results in lists of one, and its solutions may use what `from typing import *` gives.
+A solution that fails is a right program that training would punish; a stub, which returns None, should never
+pass. "base" counts references on HumanEval's or MBPP's inputs alone, where the file has those of EvalPlus.
+As APPS's own checker does, a call-based problem may hold its results in lists of one, and its solutions may
+use what `from typing import *` gives.
 """
 
 import argparse
 import json
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sandbox import Sandbox
+from sandbox import Sandbox, read_tasks, reference, score, stub
 
+FILE_HEADER = "file | rows | references | base | stubs | load, s | run, s"
 HEADER = "problem | form | cases | solutions | fail | share | reasons"
 
 
@@ -74,17 +80,46 @@ def check(sandbox, folder):
     return (folder.name, form, len(cases), len(solutions), len(failing), share, reasons), failing
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Which reference solutions of APPS fail, and why.")
-    parser.add_argument("folder", type=Path, help="a folder of problems, or one problem")
-    parser.add_argument("--timeout", type=float, default=4.0, help="seconds per case; APPS has 4")
-    parser.add_argument("--list", action="store_true", help="print each failing solution, too")
-    args = parser.parse_args()
-    folders = sorted(path.parent for path in args.folder.rglob("input_output.json"))
+def check_file(path, timeout):
+    """Return a row of the table and, as (task_id, reason), references that fail and stubs that pass."""
+    start = time.perf_counter()
+    tasks = read_tasks(path)
+    loaded = time.perf_counter()
+    base = [{**task, "test": task["base_test"]} for task in tasks if "base_test" in task]
+    counts, bad = [], []
+    with Sandbox(timeout=timeout, tasks=tasks) as sandbox:
+        for name, some in (("reference", tasks), ("base", base), ("stub", tasks)):
+            texts = [stub(task, "None") if name == "stub" else reference(task) for task in some]
+            results = score(sandbox, some, texts)
+            counts.append(sum(result.outcome == "passed" for result in results))
+            for task, result in zip(some, results):
+                if (result.outcome == "passed") == (name == "stub"):
+                    bad.append((task["task_id"], f"{name}: {result.outcome} {result.message[:60]!r}"))
+    seconds = f"{loaded - start:.1f}", f"{time.perf_counter() - loaded:.0f}"
+    return (path.name, len(tasks), counts[0], counts[1] if base else "-", counts[2], *seconds), bad
+
+
+def print_files(paths, timeout):
+    """Print the table of task files, each row once it is there, and what is wrong in them."""
+    print("|", FILE_HEADER, "|")
+    print("|---|" + "---:|" * FILE_HEADER.count("|"))
+    found = []
+    for path in paths:
+        row, bad = check_file(path, timeout)
+        print("|", " | ".join(map(str, row)), "|", flush=True)
+        found += [(path.name, *pair) for pair in bad]
+    for name, task, text in found:
+        print(f"{name}: {task}: {text}")
+
+
+def print_folders(paths, timeout, is_long):
+    """Print the table of folders of APPS."""
+    folders = sorted(found.parent for path in paths for found in path.rglob("input_output.json"))
     folders = [folder for folder in folders if (folder / "solutions.json").is_file()]
     if not folders:
-        raise SystemExit(f"{args.folder}: no folder with input_output.json and solutions.json")
-    with Sandbox(timeout=args.timeout) as sandbox:
+        names = ", ".join(map(str, paths))
+        raise SystemExit(f"{names}: no folder with input_output.json and solutions.json")
+    with Sandbox(timeout=timeout) as sandbox:
         checked = [check(sandbox, folder) for folder in folders]
     print("|", HEADER, "|")
     print("|---|---|---:|---:|---:|---:|---|")
@@ -93,6 +128,20 @@ if __name__ == "__main__":
     n_cases, n_solutions, n_failing = (sum(row[column] for row, _ in checked) for column in (2, 3, 4))
     share = f"{100 * n_failing / max(1, n_solutions):.1f} %"
     print(f"| all {len(checked)} | | {n_cases} | {n_solutions} | {n_failing} | {share} | |")
-    for row, failing in checked if args.list else []:
+    for row, failing in checked if is_long else []:
         for number, text in failing:
             print(f"{row[0]} solution {number}: {text}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Which reference solutions fail, and why.")
+    parser.add_argument("paths", type=Path, nargs="+", help="task files, and folders of problems of APPS")
+    limit = "seconds per program, or case of APPS; at least 60 for files of EvalPlus"
+    parser.add_argument("--timeout", type=float, default=5.0, help=limit)
+    parser.add_argument("--list", action="store_true", help="print each failing solution of APPS, too")
+    args = parser.parse_args()
+    files = [path for path in args.paths if not path.is_dir()]
+    if files:
+        print_files(files, args.timeout)
+    if len(files) < len(args.paths):
+        print_folders([path for path in args.paths if path.is_dir()], args.timeout, args.list)

@@ -14,6 +14,9 @@ A task has the five FIELDS of HumanEval. How a program is scored follows from th
     "input_output" is there       {"inputs": [...], "outputs": [...]}, as in APPS and TACO: what a script
                                   reads and prints or, with "fn_name", lists of arguments and what is returned
 
+Tasks of EvalPlus's files also have "base_test": their `test` has the inputs of HumanEval or MBPP and further
+ones, this has the former alone and is scored like it.
+
 Everything here is trusted and runs in the trainer's process; sandbox.py imports it for all scripts.
 """
 
@@ -22,6 +25,7 @@ import functools
 import gzip
 import json
 import re
+import sys
 import textwrap
 import threading
 from contextlib import suppress
@@ -29,6 +33,35 @@ from contextlib import suppress
 FIELDS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 OPERATORS = {ast.Eq: "eq", ast.NotEq: "ne", ast.Sub: "sub"}
 CALL_CHECK = "\n\ncheck(__candidate__)\n"
+LITERAL = re.compile(
+    r"^( *(?:inputs|results) = )(\[.{2000,}\]) *$", re.M
+)  # up to 800 KB, in files on the hub
+PLUS_TEST = """
+import json, math
+
+def close(out, exp, atol):  # as np.allclose, but nothing is broadcast
+    if isinstance(exp, (list, tuple)):
+        is_like = isinstance(out, (list, tuple)) and len(out) == len(exp)
+        return is_like and all(close(a, b, atol) for a, b in zip(out, exp))
+    are_numbers = isinstance(out, (int, float)) and isinstance(exp, (int, float)) and math.isfinite(exp)
+    return out == exp or (are_numbers and abs(out - exp) <= atol + 1e-7 * abs(exp))
+
+def same(out, exp, atol):
+    floats = exp if isinstance(exp, (list, tuple)) else [exp]
+    atol = atol or 1e-6 * all(isinstance(value, float) for value in floats)
+    return out == exp or (atol > 0 and type(out) is type(exp) and close(out, exp, atol))
+
+def check(candidate):
+    right = {}
+    exec(PROGRAM, right)
+    for args in json.loads(INPUTS):  # the candidate gets copies; the reference may change them
+        assert"""
+ASSERT, END = "    assert exact_match\n", " exact_match = exp == (out is not None)\n"
+MENDED = {  # what tests on the hub have, and what they should have
+    "HumanEval/32": ("_poly(*candidate(*inp), inp)", "abs(_poly(*inp, candidate(*inp)))"),
+    "Mbpp/255": (", [['Dog', 'Cat', 'CatBird', 'Bird', 'Fish'], 77]", ""),  # 1.7 million tuples: over 8 GB
+    **dict.fromkeys(("Mbpp/737", "Mbpp/787", "Mbpp/794"), (f"{END}\n", f"{END}{ASSERT}\n")),
+}
 COMPILING = threading.Lock()  # ast.parse is not thread-safe in Python 3.11: "recursion depth mismatch"
 CHAT = """Solve this task in Python. Answer with one code block that holds the whole program.
 
@@ -87,6 +120,8 @@ def read_task(line: str) -> dict:
         raise ValueError(f"not JSON: {error}") from None
     if isinstance(task, dict) and {"code", "test_list", "test"} <= task.keys():
         task = from_mbpp_plus(task)
+    elif isinstance(task, dict) and {"base_input", "plus_input"} <= task.keys():
+        task = from_evalplus(task)  # its `test`, if it has one, is HumanEval's
     for field in FIELDS:
         if not isinstance(task, dict) or not isinstance(task.get(field), str):
             raise ValueError(f"field {field!r} is missing or not a string")
@@ -94,10 +129,15 @@ def read_task(line: str) -> dict:
     if "input_output" in task:
         check_cases(task["input_output"])
         return task
+    wrong, mended = MENDED.get(task["task_id"], ("", ""))
+    if wrong and wrong in task["test"]:
+        print(f"warning: {task['task_id']}: test mended, see MENDED in data/tasks.py", file=sys.stderr)
+        task["test"] = task["test"].replace(wrong, mended)
     try:
-        test = task["test"] + CALL_CHECK * defines_check(task["test"])
-        compile_test(test, task["prompt"] * defines_check(task["test"]))  # which is kept for its first use
-    except (SyntaxError, ValueError) as error:
+        for test in task["test"], task.get("base_test", task["test"]):
+            call = CALL_CHECK * defines_check(test)
+            compile_test(test + call, task["prompt"] * bool(call))  # which is kept for its first use
+    except (SyntaxError, ValueError, TypeError) as error:
         raise ValueError(f"its test cannot be used: {error}") from None
     return task
 
@@ -138,9 +178,37 @@ def from_mbpp_plus(task: dict) -> dict:
             "canonical_solution": task["code"].strip("\n") + "\n",
             "test": "\n".join(task["test_imports"] + test),
             "entry_point": called[-1],
+            "base_test": "\n".join(task["test_imports"] + task["test_list"]),
         }
     except (LookupError, TypeError, SyntaxError, AttributeError) as error:
         raise ValueError(f"not a task of MBPP+: {type(error).__name__}: {error}") from None
+
+
+def from_evalplus(task: dict) -> dict:
+    """Bring a task of EvalPlus's file of HumanEval+ into HumanEval's form; the judge runs its reference."""
+    try:
+        if task["task_id"].startswith("Mbpp/"):
+            files = "evalplus/mbppplus on the hub or MbppPlus-OriginFmt.jsonl.gz"
+            raise ValueError(f"MBPP+ has lost its tuples and sets in this file; take {files}")
+        base, plus, name, atol = task["base_input"], task["plus_input"], task["entry_point"], task["atol"] + 0
+        if not base or not all(isinstance(args, list) for args in base + plus):
+            raise TypeError("its inputs must be lists of arguments")
+        claim = f"same(candidate(*args), right[{name!r}](*args), {atol!r})"
+        if task["task_id"] == "HumanEval/32":  # a polynomial may have several zeros
+            claim = f"abs(right['poly'](*args, candidate(*args))) <= {atol!r}"
+        head = f"PROGRAM = {task['prompt'] + task['canonical_solution']!r}\nINPUTS = "
+        test, base_test = (f"{head}{json.dumps(x)!r}\n{PLUS_TEST} {claim}\n" for x in (base + plus, base))
+        kept = {field: task[field] for field in FIELDS if field != "test"}
+        return {**kept, "test": test, "base_test": base_test}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a task of HumanEval+: {type(error).__name__}: {error}") from None
+
+
+def limits(tasks, timeout: float, memory_mb: int = 512) -> tuple[float, int]:
+    """Return the limits for programs: at least those of EvalPlus, if some tasks are from its files."""
+    if any("base_test" in task or "def assertion(out, exp, atol)" in task["test"] for task in tasks):
+        return max(timeout, 60.0), max(memory_mb, 4096)  # EvalPlus's own
+    return timeout, memory_mb
 
 
 def program(task: dict, completion: str) -> str:
@@ -255,7 +323,7 @@ def compile_test(test: str, prompt: str) -> tuple:
 
     Raises SyntaxError, or ValueError where nothing in the test could fail.
     """
-    tree = ast.parse(test)
+    tree = ast.parse(LITERAL.sub(lambda line: f"{line[1]}eval({line[2]!r})", test))  # 30 times as fast
     words = [ast.unparse(x.func) if isinstance(x, ast.Call) else type(x).__name__ for x in ast.walk(tree)]
     if not re.search("assert|Assert|Raise", " ".join(words)):  # assertEqual is one
         raise ValueError("it has no assert")

@@ -187,7 +187,9 @@ def test_references_of_apps(tmp_path):
         (tmp_path / name / "solutions.json").write_text(json.dumps(solutions))
     done = run_script("benchmarks/references.py", tmp_path, "--list")
     assert done.stdout.startswith(TABLE) and done.stdout.count("\n") == TABLE.count("\n") + 1, done.stdout
+    (tmp_path / "none").mkdir()
     assert "folder" in run_script("benchmarks/references.py", tmp_path / "none").stderr
+    assert "no such file" in run_script("benchmarks/references.py", tmp_path / "missing").stderr
 
 
 # -- what the trainer pays -----------------------------------------------------------------------------------

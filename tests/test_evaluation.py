@@ -257,6 +257,7 @@ def test_a_test_that_does_not_compile_is_found_before_generation(folder):
     assert not (folder / "results").exists()
 
 
+EVALPLUS = "base_input", "plus_input", "atol", "base_test"
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.integers(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -267,7 +268,8 @@ JSON = st.recursive(
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(
-        st.dictionaries(st.sampled_from([*MINI[0], *MBPP_PLUS]), JSON | st.text(), max_size=12), max_size=4
+        st.dictionaries(st.sampled_from([*MINI[0], *MBPP_PLUS, *EVALPLUS]), JSON | st.text(), max_size=12),
+        max_size=4,
     )
 )
 def test_fuzz_task_files(tmp_path_factory, rows):
@@ -311,6 +313,14 @@ def test_check_references(folder, capsys):
 
 
 # ---- a whole evaluation ----
+
+
+def test_the_protocol_has_the_limit_that_was_used(folder):
+    """A task of EvalPlus, which has a base_test, raises it from 5 s to 60."""
+    write(folder / "tasks.jsonl", [{**MINI[0], "base_test": MINI[0]["test"]}])
+    evaluate(folder, "--max_new_tokens", 4)
+    protocol = json.loads((folder / "results/base_metrics.json").read_text())["protocol"]
+    assert protocol["time_limit"] == 60
 
 
 def left_over(results):

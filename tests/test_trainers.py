@@ -3,6 +3,7 @@
 import copy
 import errno
 import math
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
