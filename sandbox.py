@@ -33,7 +33,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import sandbox_worker
-from data.tasks import CALL_CHECK, COMPILING, compile_test, defines_check, program, reference, stub
+from data.tasks import CALL_CHECK, COMPILING, compile_test, defines_check, io_cases, program, reference, stub
 from data.tasks import read_tasks as read_tasks  # for all scripts
 from sandbox_worker import FAULTS, PR_SET_DUMPABLE, read_all, same_output, wall_limit
 
@@ -387,8 +387,8 @@ def job(sandbox, task: dict, completion: str) -> Result:
     """Run a completion against its task. What rewards the policy and what evaluates it is this alone."""
     code, name, n_tests = program(task, completion), task["entry_point"], task.get("n_tests")
     if "input_output" in task:
-        cases = task["input_output"]
-        return sandbox.check_io(code, list(zip(cases["inputs"], cases["outputs"])), cases.get("fn_name"))
+        tests = task["input_output"]
+        return sandbox.check_io(code, io_cases(tests), tests.get("fn_name"))
     if defines_check(task["test"]):
         return sandbox.check(code, task["test"], name, task["prompt"], n_tests)
     return sandbox.check_asserts(code, [task["test"]], "", name, n_tests)

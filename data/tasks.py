@@ -8,7 +8,8 @@ A task has the five FIELDS of HumanEval. How a program is scored follows from th
     "test" defines check          check(candidate) is called, as in HumanEval
     "test" does not               its asserts use the program's own names, as in MBPP
     "input_output" is there       {"inputs": [...], "outputs": [...]}, as in APPS and TACO: what a script
-                                  reads and prints or, with "fn_name", lists of arguments and what is returned
+                                  reads and prints or, with "fn_name", lists of arguments and results;
+                                  with "int_keys": true, keys of arguments such as "1" are integers
 
 Everything here is trusted and runs in the trainer's process; sandbox.py imports it for all scripts.
 """
@@ -99,6 +100,22 @@ def check_cases(cases):
             raise TypeError("a script's are strings, a function's inputs lists of arguments")
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"field 'input_output' is not usable: {type(error).__name__}: {error}") from None
+
+
+def io_cases(tests: dict) -> list[tuple]:
+    """Return (what goes in, what comes out) of each case of a field "input_output"."""
+    inputs = int_keys(tests["inputs"]) if tests.get("int_keys") else tests["inputs"]
+    return list(zip(inputs, tests["outputs"]))
+
+
+def int_keys(value):
+    """Make ints of the keys of dicts that are integers: JSON has strings only."""
+    if isinstance(value, list):
+        return [int_keys(part) for part in value]
+    if isinstance(value, dict):
+        items = value.items()
+        return {int(key) if re.fullmatch("-?[0-9]+", key) else key: int_keys(part) for key, part in items}
+    return value
 
 
 def defines_check(test: str) -> bool:
