@@ -33,29 +33,24 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from data.check_tasks import STUBS, leaks, near_duplicates  # noqa: E402
-from data.tasks import int_keys, read_task, read_tasks, reference, stub  # noqa: E402
+from data.tasks import int_keys, read_tasks, reference, stub  # noqa: E402
 from data.truncation import parse, truncate  # noqa: E402
 from sandbox import Sandbox, job  # noqa: E402
 
 SEED = 42
 MAX_CASES, MAX_BYTES = 20, 256_000  # that a task keeps
 NUM_SOLUTIONS = 5  # that are run for each problem
+STDIN = "Read from standard input and write to standard output."
 SEVERAL_ANSWERS = re.compile(
-    r"(print|output|return|find) any (of|one|such|valid|correct|possible)|\bany of them\b|accepted\b"
-    r"|(multiple|several|many) (possible |correct |valid |right |optimal )*(answers|solutions|outputs)\b",
+    r"(print|output|return|find) any (of|one|such|valid|correct|possible)|\bany of them\b|also be accepted"
+    r"|(multiple|several|many) (possible |correct |valid |right |optimal )*(answers|solutions|outputs)\b"
+    r"|(print|output|return)[^.\n]* in any order",
     re.I,
 )
 HUB = {  # the data sets' own scripts are refused by datasets >= 4, and APPS's other folders repeat "all"
     "APPS": "codeparrot/apps@refs/convert/parquet/all/{split}/*.parquet",
     "TACO": "BAAI/TACO/ALL/{split}-*.parquet",
     "TACO-verified": "likaixin/TACO-verified@refs/convert/parquet/default/{split}/*.parquet",
-}
-FILES = {
-    "question": "question.txt",
-    "input_output": "input_output.json",
-    "solutions": "solutions.json",
-    "starter_code": "starter_code.py",
-    "metadata": "metadata.json",
 }
 
 
@@ -80,8 +75,8 @@ def read_bytes(path, size=-1) -> bytes:
 
 def read_folder(folder) -> dict:
     """A problem in the layout of APPS's archive, one file for each field."""
-    paths = {field: folder / name for field, name in FILES.items() if (folder / name).is_file()}
-    problem = {field: read_bytes(path).decode(errors="replace") for field, path in paths.items()}
+    files = [path for path in folder.iterdir() if path.is_file()]
+    problem = {path.stem: read_bytes(path).decode(errors="replace") for path in files}
     with suppress(ValueError, TypeError):
         problem |= json.loads(problem.get("metadata", "{}"))
     return {"solutions": "", "input_output": "", **problem, "problem_id": folder.name}
@@ -121,9 +116,7 @@ def read_source(source, split) -> list:
         path = path / split if (path / split).is_dir() else path
         folders = sorted(file.parent for file in path.rglob("question.txt"))
         if not folders:
-            raise SystemExit(
-                f"{path}: no folder with a question.txt; files with rows must be named themselves"
-            )
+            raise SystemExit(f"{path}: no folder with a question.txt; name the files that hold rows")
         return [partial(read_folder, folder) for folder in folders]
     if path.suffix == ".parquet":
         read_bytes(path, 99)
@@ -137,11 +130,9 @@ def rows_of(rows) -> list:
 
 def name_of(problem, prefix: str, number: int) -> str:
     """The task_id of a problem; SystemExit if it is none of APPS or TACO."""
-    for field in "question", "solutions", "input_output":
-        if not isinstance(problem, dict) or field not in problem:
-            hint = "; pickled private tests are not read: to unpickle is to run what is in them"
-            hint *= "private_test_cases" in problem
-            raise SystemExit(f"row {number} has no field {field!r}: these are not APPS or TACO{hint}")
+    if not isinstance(problem, dict) or not {"question", "solutions", "input_output"} <= problem.keys():
+        why = "a row of APPS or TACO has question, solutions, input_output (pickled tests are not read)"
+        raise SystemExit(f"problem {number}: {why}")
     name = problem.get("problem_id", number)
     return f"{prefix}/{name:04d}" if isinstance(name, int) else f"{prefix}/{name}"
 
@@ -202,36 +193,33 @@ def hard_codes(code: str, inputs: list) -> bool:
     for node in ast.walk(parse(code) or ast.Module([], [])):
         with suppress(ValueError, TypeError, RecursionError):
             found.add(plain(ast.literal_eval(node)))  # type: ignore[arg-type]
-    same = found & set(map(plain, values)) - {"true", "false", "null"}
-    return sum(len(text) > 2 for text in same) > 1
+    return sum(len(text) > 2 for text in found & set(map(plain, values)) - {"true", "false", "null"}) > 1
 
 
 def usable_solutions(problem: dict, inputs: list) -> list[str]:
     """The first solutions that are worth running."""
-    texts = from_json(problem.get("solutions"), list, "no solutions")
-    codes = [text.replace("\r\n", "\n").strip() + "\n" for text in texts if isinstance(text, str)]
-    codes = [code for code in dict.fromkeys(codes) if code.strip()]
+    codes, reason = {}, "no solutions"
+    for text in from_json(problem.get("solutions"), list, reason):
+        code = str(text).replace("\r\n", "\n").strip() + "\n"
+        if not code.strip() or len(codes) == NUM_SOLUTIONS:
+            continue
+        if not parse(code):
+            reason = "no solution is Python 3"
+        elif hard_codes(code, inputs):
+            reason = "its solutions hold its inputs"
+        else:
+            codes[code] = True
     if not codes:
-        raise Dropped("no solutions")
-    codes = [code for code in codes if parse(code)]
-    if not codes:
-        raise Dropped("no solution is Python 3")
-    codes = [code for code in codes if not hard_codes(code, inputs)]
-    if not codes:
-        raise Dropped("its solutions hold its inputs")
-    return codes[:NUM_SOLUTIONS]
+        raise Dropped(reason)
+    return list(codes)
 
 
 def needs_typing(code: str) -> bool:
     """Whether a program, or the header of one, uses names of typing that it does not import."""
     tree = parse(code) or parse(code.rstrip() + " pass") or ast.Module([], [])
-    used, own = set(), {"cast", "final", "overload", "override"}  # and words that are names of many programs
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            (used if isinstance(node.ctx, ast.Load) else own).add(node.id)
-        elif isinstance(node, ast.alias):
-            own.add(node.asname or node.name)
-    return bool(used & set(typing.__all__) - own)
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    imported = {node.asname or node.name for node in ast.walk(tree) if isinstance(node, ast.alias)}
+    return bool(used & set(typing.__all__) - imported)
 
 
 def make_prompt(problem: dict, fn_name: str, code: str) -> str:
@@ -241,12 +229,8 @@ def make_prompt(problem: dict, fn_name: str, code: str) -> str:
     parts = [question]
     if starter:  # not after the docstring: a completion could not be a whole program then
         parts.append(f"Complete this beginning:\n{starter}")
-    what = (
-        f"Write the function {fn_name}."
-        if fn_name
-        else "Read from standard input and write to standard output."
-    )
-    text = "\n\n".join([*parts, what]).replace('"""', "'''")
+    parts.append(f"Write the function {fn_name}." if fn_name else STDIN)
+    text = "\n\n".join(parts).replace('"""', "'''")
     prelude = "from typing import *\n" * (needs_typing(starter) or needs_typing(code))
     return f'r"""\n{text}\n"""\n{prelude}'
 
@@ -334,12 +318,10 @@ def make_task(sandbox, read, task_id: str, keep_many_answers: bool) -> tuple[dic
     """(the task that a problem becomes, "") or (None, why it becomes none)."""
     try:
         problem = read()
-        if not str(problem["question"] or "").strip():
+        if not isinstance(problem["question"], str) or not problem["question"].strip():
             raise Dropped("no question")
-        if (
-            re.search(r"!\[|<image>|<img\b", problem["question"])
-            or str(problem.get("picture_num") or 0) != "0"
-        ):
+        pictures = re.findall(r"!\[|<image>|<img\b", problem["question"])
+        if pictures or str(problem.get("picture_num") or 0) != "0":
             raise Dropped("it needs a picture")
         task, many_answers = choose(sandbox, problem, task_id)
         if many_answers and not keep_many_answers:
@@ -351,22 +333,9 @@ def make_task(sandbox, read, task_id: str, keep_many_answers: bool) -> tuple[dic
             raise Dropped("the question holds the solution")
         if many_answers:
             task["maybe_many_answers"] = True
-        with suppress(ValueError):  # half a surrogate pair, a number of 5,000 digits
-            return read_task(json.dumps(task)), ""
-        raise Dropped("no task file can hold it")
+        return task, ""
     except Dropped as reason:
         return None, str(reason)
-
-
-def shares(levels: list[str], max_tasks: int) -> dict[str, int]:
-    """How many tasks of each level there should be, in proportion; rounded so that their sum is right."""
-    counts, total = Counter(levels), len(levels)
-    wanted = min(max_tasks, total)
-    quotas = {name: wanted * count // total for name, count in counts.items()}
-    remainders = sorted(counts, key=lambda name: (-(wanted * counts[name] % total), name))
-    for name in remainders[: wanted - sum(quotas.values())]:
-        quotas[name] += 1
-    return quotas
 
 
 def statement(task: dict) -> dict:
@@ -374,13 +343,18 @@ def statement(task: dict) -> dict:
     return {**task, "canonical_solution": ""}
 
 
+def stratified(numbers: list[int], levels: list[str]) -> list[int]:
+    """The problems in an order whose beginnings have all levels in proportion; by chance within a level."""
+    random.Random(SEED).shuffle(numbers)
+    totals, ranks, place = Counter(levels[number] for number in numbers), Counter(), {}
+    for number in numbers:
+        ranks[levels[number]] += 1
+        place[number] = (ranks[levels[number]] - 0.5) / totals[levels[number]]
+    return sorted(numbers, key=lambda number: place[number])
+
+
 def listed(counts: Counter) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "none"
-
-
-def next_batch(left: list[int], levels: list[str], quotas: dict[str, int]) -> set[int]:
-    """The problems to try next: of each level as many as tasks are missing."""
-    return {n for name in quotas for n in [n for n in left if levels[n] == name][: quotas[name]]}
 
 
 def write_tasks(path, tasks):
@@ -396,18 +370,18 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Make a task file from APPS, TACO or TACO-verified.")
     parser.add_argument("--dataset", choices=HUB, default="APPS", help="names the tasks; default: APPS")
     parser.add_argument("--source", nargs="+", help="a folder, or files with rows; default: the hub")
-    parser.add_argument(
-        "--split", default="train", help="part of the data set, and of task_id; default: train"
-    )
+    parser.add_argument("--split", default="train", help="its part, also of task_id; default: train")
     parser.add_argument("--out", required=True, help="task file to write (.jsonl or .jsonl.gz)")
     parser.add_argument("--difficulty", nargs="+", help="levels to take, as the data set names them")
-    parser.add_argument("--max_tasks", type=int, help="at most so many, from all levels in proportion")
+    parser.add_argument("--max_tasks", type=int, default=1 << 40, help="all levels in proportion")
     default = [str(path) for path in sorted(HERE.glob("*_test.jsonl"))]
     parser.add_argument("--apart_from", nargs="*", default=default, help="files whose questions are left out")
     parser.add_argument("--keep_many_answers", action="store_true", help='keep and mark "maybe_many_answers"')
     parser.add_argument("--time_limit", type=float, default=4.0, help="seconds per case")
     args = parser.parse_args()
 
+    if args.max_tasks < 1 or not args.time_limit > 0:
+        raise SystemExit("--max_tasks and --time_limit must be positive")
     if not args.out.endswith((".jsonl", ".jsonl.gz")):
         raise SystemExit(f"--out {args.out}: its name must end in .jsonl or .jsonl.gz")
     others = [statement(task) for path in args.apart_from for task in read_tasks(path)]
@@ -420,20 +394,16 @@ if __name__ == "__main__":
         names.append(name_of(problem, f"{args.dataset}/{args.split}", number))
         levels.append(level(problem))
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise SystemExit(
-            f"{len(twice)} ids are there twice, {twice[0]} first: name each file once, of one split"
-        )
+        raise SystemExit(f"{len(twice)} ids are there twice, as {twice[0]}: name each file once")
     asked = {name.lower() for name in args.difficulty or levels}
-    left = [number for number, name in enumerate(levels) if name.lower() in asked]
-    if not left:
-        raise SystemExit(f"no problem is of this --difficulty; there are: {listed(Counter(levels))}")
-    random.Random(SEED).shuffle(left)
-    quotas = shares([levels[number] for number in left], args.max_tasks or len(left))
+    if odd := sorted(asked - {name.lower() for name in levels}) or not levels:
+        raise SystemExit(f"no problem has --difficulty {odd}; there are: {listed(Counter(levels))}")
+    left = stratified([n for n, name in enumerate(levels) if name.lower() in asked], levels)
     tasks, seen, dropped = {}, set(), Counter()
     bar = tqdm(total=len(left), desc="problems", disable=not sys.stderr.isatty())
     with bar, Sandbox(timeout=args.time_limit) as sandbox:
-        while batch := next_batch(left, levels, quotas):
-            left = [number for number in left if number not in batch]
+        while left and (missing := args.max_tasks - len(tasks)):
+            batch, left = left[:missing], left[missing:]
             jobs = [(sandbox, problems[number], names[number], args.keep_many_answers) for number in batch]
             results = sandbox.map(jobs, bar.update, make_task)
             made = [statement(task) for task, _ in results if task]
@@ -448,14 +418,13 @@ if __name__ == "__main__":
                     dropped["in a file of --apart_from"] += 1
                 else:
                     tasks[number] = task
-                    quotas[levels[number]] -= 1
                     seen.add(question)
     reasons = f"dropped {dropped.total()}: {listed(dropped)}"
     if not tasks:
-        raise SystemExit(f"no task is left, and {args.out} was not written; {reasons}")
+        raise SystemExit(f"no task is left, {args.out} is not written; {reasons}")
     try:
         write_tasks(args.out, [tasks[number] for number in sorted(tasks)])
     except OSError as error:
         raise SystemExit(f"cannot write {args.out}: {error.strerror}; choose another --out") from None
     print(f"{args.out}: {len(tasks)} tasks: {listed(Counter(levels[number] for number in tasks))}")
-    print(reasons + f"; not needed {len(left)}" * bool(left))
+    print(reasons + f"; not needed: {len(left)}" * bool(left))
