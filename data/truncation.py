@@ -3,7 +3,7 @@
     truncate(task, completion)    the completion, cut after its answer
 
 A program that reads and prints (APPS and TACO without "fn_name") may hold any statement at its top level. It
-ends at the first of ENDS_OF_SCRIPTS: what opens another text, or a heading. All others define the entry
+ends at the first of ENDS_OF_SCRIPT: what opens another text, or a heading. All others define the entry
 point, or a class Solution with that method, and this is their rule, for the text of prompt and completion:
 
 1. Take the longest part that parses and that ends with the text or before a line that begins at column 0.
@@ -22,7 +22,7 @@ from contextlib import suppress
 from data.tasks import COMPILING, is_script, program
 
 STOP_WORDS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "\nimport", "\nfrom", "\nassert")
-ENDS_OF_SCRIPTS = ('\n"""', '\nr"""', "\n'''", "\n```", "\nQUESTION", "\n---", "\nANSWER")
+ENDS_OF_SCRIPT = ('\n"""', '\nr"""', "\n'''", "\n```", "\nQUESTION", "\n---", "\nANSWER")
 DEFINITIONS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
 IMPORTS = ast.Import, ast.ImportFrom
 ASSIGNMENTS = ast.Assign, ast.AnnAssign, ast.AugAssign
@@ -84,7 +84,7 @@ def end_line(body: list[ast.stmt], entry_point: str, first_new_line: int) -> int
 def truncate(task: dict, completion: str) -> str:
     """The completion, cut after its answer by the rule above."""
     if is_script(task):
-        return by_stop_words(completion, ENDS_OF_SCRIPTS)
+        return by_stop_words(completion, ENDS_OF_SCRIPT)
     name = task["entry_point"].rpartition(".")[2]  # of Solution().f
     head, text = program(task, ""), program(task, completion)
     lines = re.findall(r"[^\r\n]*(?:\r\n|\r|\n|$)", text)  # as Python counts them
