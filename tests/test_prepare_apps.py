@@ -307,6 +307,8 @@ def test_cap():
     assert kept == capped({"inputs": inputs, "outputs": inputs, "fn_name": "f"}, "a")
     assert kept != capped({"inputs": inputs, "outputs": inputs, "fn_name": "f"}, "b")
     assert kept["inputs"] != inputs[:20]
+    for name in "abcdefgh":  # each case once
+        assert len(set(capped({"inputs": inputs, "outputs": inputs}, name)["inputs"])) == 20
     large = ["1", "2", "x" * 250_000, "y" * 250_000, "3"]
     assert len(capped({"inputs": large, "outputs": ["1"] * 5}, "a")["inputs"]) == 4
 
