@@ -36,7 +36,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import sandbox_worker
-from data.tasks import CALL_CHECK, COMPILING, compile_test, defines_check, limits, program, reference, stub
+from data.tasks import CALL_CHECK, compile_test, defines_check, io_cases, limits, program, reference, stub
 from data.tasks import encode_prompt as encode_prompt  # for all scripts
 from data.tasks import read_tasks as read_tasks
 from sandbox_worker import FAULTS, PR_SET_DUMPABLE, read_all, same_output, wall_limit
@@ -325,8 +325,7 @@ class Sandbox(ExitStack):
 
     def _test(self, code, test, entry_point, prompt, has_program_names, n_tests=None):
         try:
-            with COMPILING:
-                compiled = compile_test(test, prompt)
+            compiled = compile_test(test, prompt)
         except (SyntaxError, ValueError) as error:
             return Result("error", message=f"the test cannot be used: {error}")
         job = marshal.dumps((code, entry_point, has_program_names, prompt + test, *compiled))
@@ -433,8 +432,8 @@ def job(sandbox, task: dict, completion: str) -> Result:
     """Run a completion against its task. What rewards the policy and what evaluates it is this alone."""
     code, name, n_tests = program(task, completion), task["entry_point"], task.get("n_tests")
     if "input_output" in task:
-        cases = task["input_output"]
-        return sandbox.check_io(code, list(zip(cases["inputs"], cases["outputs"])), cases.get("fn_name"))
+        tests = task["input_output"]
+        return sandbox.check_io(code, io_cases(tests), tests.get("fn_name"))
     if defines_check(task["test"]):
         return sandbox.check(code, task["test"], name, task["prompt"], n_tests)
     return sandbox.check_asserts(code, [task["test"]], "", name, n_tests)

@@ -21,6 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.prepare_apps import as_text, unwrapped
 from sandbox import Sandbox, read_tasks, reference, score, stub
 
 FILE_HEADER = "file | rows | references | base | stubs | load, s | run, s"
@@ -35,17 +36,6 @@ def read_problem(folder):
     if fn_name is None:  # some have lists of lines
         return solutions, [tuple(map(as_text, case)) for case in cases], None
     return ["from typing import *\n" + code for code in solutions], cases, fn_name
-
-
-def as_text(value):
-    return value if isinstance(value, str) else "\n".join(value)
-
-
-def unwrapped(cases):
-    """Return the cases with their results taken out of lists of one, or None if these are other lists."""
-    if all(isinstance(result, list) and len(result) == 1 for _, result in cases):
-        return [(arguments, result[0]) for arguments, result in cases]
-    return None
 
 
 def reason(code, result):
@@ -64,8 +54,8 @@ def check(sandbox, folder):
     """Return a row of the table and the failing solutions, as (number, reason)."""
     solutions, cases, fn_name = read_problem(folder)
     forms = [("calls" if fn_name else "stdin", cases)]
-    if fn_name and (other := unwrapped(cases)):
-        forms.append(("calls, results in lists", other))
+    if fn_name and (bare := unwrapped([result for _, result in cases])):
+        forms.append(("calls, results in lists", [(given, value) for (given, _), value in zip(cases, bare)]))
     best = None
     for form, given in forms:
         results = sandbox.map([(code, given, fn_name) for code in solutions], method=sandbox.check_io)

@@ -12,7 +12,8 @@ A task has the five FIELDS of HumanEval. How a program is scored follows from th
     "test" defines check          check(candidate) is called, as in HumanEval
     "test" does not               its asserts use the program's own names, as in MBPP
     "input_output" is there       {"inputs": [...], "outputs": [...]}, as in APPS and TACO: what a script
-                                  reads and prints or, with "fn_name", lists of arguments and what is returned
+                                  reads and prints or, with "fn_name", lists of arguments and results;
+                                  with "int_keys": true, keys of arguments such as "1" are integers
 
 Tasks of EvalPlus's files also have "base_test": their `test` has the inputs of HumanEval or MBPP and further
 ones, this has the former alone and is scored like it.
@@ -151,6 +152,22 @@ def check_cases(cases):
             raise TypeError("a script's are strings, a function's inputs lists of arguments")
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"field 'input_output' is not usable: {type(error).__name__}: {error}") from None
+
+
+def io_cases(tests: dict) -> list[tuple]:
+    """Return (what goes in, what comes out) of each case of a field "input_output"."""
+    inputs = int_keys(tests["inputs"]) if tests.get("int_keys") else tests["inputs"]
+    return list(zip(inputs, tests["outputs"]))
+
+
+def int_keys(value):
+    """Make ints of the keys of dicts that are integers: JSON has strings only."""
+    if isinstance(value, list):
+        return [int_keys(part) for part in value]
+    if isinstance(value, dict):
+        items = value.items()
+        return {int(key) if re.fullmatch("-?[0-9]+", key) else key: int_keys(part) for key, part in items}
+    return value
 
 
 def defines_check(test: str) -> bool:
@@ -323,18 +340,20 @@ def compile_test(test: str, prompt: str) -> tuple:
 
     Raises SyntaxError, or ValueError where nothing in the test could fail.
     """
-    tree = ast.parse(LITERAL.sub(lambda line: f"{line[1]}eval({line[2]!r})", test))  # 30 times as fast
-    words = [ast.unparse(x.func) if isinstance(x, ast.Call) else type(x).__name__ for x in ast.walk(tree)]
-    if not re.search("assert|Assert|Raise", " ".join(words)):  # assertEqual is one
-        raise ValueError("it has no assert")
-    tops = [tree, *(node for node in tree.body if getattr(node, "name", "") == "check")]
-    n_flat = sum(isinstance(node, ast.Assert) for top in tops for node in ast.iter_child_nodes(top))
-    counter = CountAsserts()
-    tree = counter.visit(tree)
-    tree = ast.fix_missing_locations(OneShape().visit(tree) if "numpy" in test else tree)
-    for source in ("", prompt.rstrip() + " pass", prompt):  # " pass" completes a header without docstring
-        with suppress(SyntaxError, ValueError):
-            helpers = compile(source, "<prompt>", "exec", dont_inherit=True, optimize=0)
-    # optimize=0, or `python -O` would take the asserts away
-    code = compile(tree, "<test>", "exec", dont_inherit=True, optimize=0)
+    with COMPILING:
+        tree = ast.parse(LITERAL.sub(lambda line: f"{line[1]}eval({line[2]!r})", test))  # 30 times as fast
+        nodes = list(ast.walk(tree))
+        words = [ast.unparse(x.func) if isinstance(x, ast.Call) else type(x).__name__ for x in nodes]
+        if not re.search("assert|Assert|Raise", " ".join(words)):  # assertEqual is one
+            raise ValueError("it has no assert")
+        tops = [tree, *(node for node in tree.body if getattr(node, "name", "") == "check")]
+        n_flat = sum(isinstance(node, ast.Assert) for top in tops for node in ast.iter_child_nodes(top))
+        counter = CountAsserts()
+        tree = counter.visit(tree)
+        tree = ast.fix_missing_locations(OneShape().visit(tree) if "numpy" in test else tree)
+        for source in ("", prompt.rstrip() + " pass", prompt):  # " pass" completes a header without docstring
+            with suppress(SyntaxError, ValueError):
+                helpers = compile(source, "<prompt>", "exec", dont_inherit=True, optimize=0)
+        # optimize=0, or `python -O` would take the asserts away
+        code = compile(tree, "<test>", "exec", dont_inherit=True, optimize=0)
     return helpers, code, counter.n_asserts, n_flat * (n_flat == counter.n_asserts)

@@ -2,7 +2,9 @@
 
     truncate(task, completion)    the completion, cut after its answer
 
-The rule, for the text of prompt and completion together:
+A program that reads and prints (APPS and TACO without "fn_name") may hold any statement at its top level. It
+ends at the first of ENDS_OF_SCRIPT: what opens another text, or a heading. All others define the entry
+point, or a class Solution with that method, and this is their rule, for the text of prompt and completion:
 
 1. Take the longest part that parses and that ends with the text or before a line that begins at column 0.
 2. Its answer ends before the first top-level statement of the completion that is neither an import, a
@@ -17,9 +19,10 @@ import re
 import warnings
 from contextlib import suppress
 
-from data.tasks import COMPILING, program
+from data.tasks import COMPILING, is_script, program
 
 STOP_WORDS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "\nimport", "\nfrom", "\nassert")
+ENDS_OF_SCRIPT = ('\n"""', '\nr"""', "\n'''", "\n```", "\nQUESTION", "\n---", "\nANSWER")
 DEFINITIONS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
 IMPORTS = ast.Import, ast.ImportFrom
 ASSIGNMENTS = ast.Assign, ast.AnnAssign, ast.AugAssign
@@ -34,7 +37,12 @@ def parse(text: str) -> ast.Module | None:
 
 
 def bound(node: ast.stmt) -> set[str]:
-    """The names that a top-level statement gives a value to; * after a star import."""
+    """The names that a top-level statement gives a value to; * after a star import.
+
+    A class Solution is LeetCode's form: the sandbox calls its methods by their names.
+    """
+    if isinstance(node, ast.ClassDef) and node.name == "Solution":
+        return {node.name, *(name for part in node.body for name in bound(part))}
     if isinstance(node, DEFINITIONS):
         return {node.name}
     if isinstance(node, IMPORTS):
@@ -75,20 +83,24 @@ def end_line(body: list[ast.stmt], entry_point: str, first_new_line: int) -> int
 
 def truncate(task: dict, completion: str) -> str:
     """The completion, cut after its answer by the rule above."""
+    if "chat" in task:  # program() takes the program from the answer
+        return completion
+    if is_script(task):
+        return by_stop_words(completion, ENDS_OF_SCRIPT)
+    name = task["entry_point"].rpartition(".")[2]  # of Solution().f
     head, text = program(task, ""), program(task, completion)
     lines = re.findall(r"[^\r\n]*(?:\r\n|\r|\n|$)", text)  # as Python counts them
     starts = [n for n, line in enumerate(lines) if line[:1].strip() and len("".join(lines[:n])) >= len(head)]
     trees = ((n, parse("".join(lines[:n]))) for n in [len(lines), *reversed(starts)])
     n, tree = next(((n, tree) for n, tree in trees if tree), (0, ast.parse("")))
-    last = end_line(tree.body, task["entry_point"], len(re.findall(r"\r\n|\r|\n", head)) + 2)
+    last = end_line(tree.body, name, len(re.findall(r"\r\n|\r|\n", head)) + 2)
     if not last:
-        return by_stop_words(task, completion)
+        return by_stop_words(completion, STOP_WORDS, max(0, completion.find(f"def {name}")))
     is_whole = n == len(lines) and last == tree.body[-1].end_lineno
     return completion if is_whole else "".join(lines[:last])[len(head) :].rstrip("\r\n")
 
 
-def by_stop_words(task: dict, completion: str) -> str:
-    """The completion up to its first stop word after the header of the function, should it have one."""
-    start = max(0, completion.find(f"def {task['entry_point']}"))
-    cuts = [completion.find(word, start) for word in STOP_WORDS if word in completion[start:]]
+def by_stop_words(completion: str, words, start: int = 0) -> str:
+    """The completion up to its first stop word from `start` on."""
+    cuts = [completion.find(word, start) for word in words if word in completion[start:]]
     return completion[: min(cuts)] if cuts else completion

@@ -74,6 +74,45 @@ def test_other_forms_of_a_function():
     assert truncate(solution, "\n        return x\nSolution().f(1)\n") == "\n        return x"
 
 
+SCRIPT = {"prompt": 'r"""\nAdd.\n"""\n', "entry_point": "", "input_output": {"inputs": [], "outputs": []}}
+LONG_SCRIPT = """
+import sys
+def read():
+    return int(input())
+if True:
+    n = read()
+# a comment
+for i in range(n):
+    print(i)
+class A: pass
+@staticmethod
+def last(): '''own'''
+print(n, '''a text''', '---')
+assert n
+from math import pi
+"""
+
+
+def test_scripts_end_at_words_of_their_own():
+    assert truncate(SCRIPT, LONG_SCRIPT) == LONG_SCRIPT
+    assert truncate(SCRIPT, "\nprint(((") == "\nprint((("
+    for end in '\n"""\nNext', '\nr"""', "\n'''", "\n```\nThis", "\nQUESTION:", "\n-----Note-----", "\nANSWER":
+        assert truncate(SCRIPT, LONG_SCRIPT + end + LONG_SCRIPT) == LONG_SCRIPT
+    assert truncate({**SCRIPT, "input_output": {"fn_name": "f"}, "entry_point": "f"}, "\nprint(1)") == ""
+
+
+def test_a_class_solution_defines_its_methods():
+    prompt = 'r"""\nWrite the function f.\n"""\nfrom typing import *\n'
+    beginning = "\nONE = 1\nclass Solution:\n    def g(self): return h\n    def f(self, x):\n        return "
+    answer = beginning + "x\nh = 1\n"
+    for entry_point in "f", "Solution().f":
+        task = {"prompt": prompt, "entry_point": entry_point, "input_output": {"fn_name": "f"}}
+        assert truncate(task, answer) == answer
+        assert truncate(task, answer + "print(Solution().f(1))\n") == answer.rstrip("\n")
+        assert truncate(task, answer + "\ndef f(x):\n    return 3\n") == answer.rstrip("\n")
+        assert truncate(task, beginning + "((\nprint(1)") == beginning + "(("
+
+
 def test_where_nothing_parses_stop_words_cut():
     assert truncate(TASK, "\n    return ((x\nprint(1)") == "\n    return ((x"
     assert (
@@ -82,7 +121,7 @@ def test_where_nothing_parses_stop_words_cut():
     )
 
 
-@given(st.text(alphabet="fgx()=:\n\r\t #'\"1\\@", max_size=40), st.sampled_from([TASK, MBPP]))
+@given(st.text(alphabet="fgx()=:\n\r\t #'\"1\\@", max_size=40), st.sampled_from([TASK, MBPP, SCRIPT]))
 def test_any_text_is_cut_to_a_beginning_of_it(text, task):
     cut = truncate(task, text)
     assert text.startswith(cut)
