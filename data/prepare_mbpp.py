@@ -183,9 +183,8 @@ def duplicates(train: list[dict], test: list[dict], others: list[dict]) -> dict[
 def write_files(folder: Path, files: dict[str, list[dict]]):
     """Write all under temporary names, then rename them: an interrupted run leaves no half file behind."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=folder, prefix="mbpp_", suffix=".jsonl"
-    ) as temporary:  # git ignores it
+    # A name that git ignores.
+    with tempfile.TemporaryDirectory(dir=folder, prefix="mbpp_", suffix=".jsonl") as temporary:
         for name, tasks in files.items():
             lines = "".join(json.dumps(task) + "\n" for task in tasks)
             Path(temporary, name).write_text(lines, encoding="utf-8")
@@ -203,14 +202,18 @@ def read_tasks_of(path, tests_in_prompt):
                 task = to_task(row, tests_in_prompt)
                 if task["task_id"] in tasks:
                     raise ValueError(f"task_id {row['task_id']} was there before")
-            except ValueError as error:
+            except (
+                ValueError,
+                RecursionError,
+                MemoryError,
+            ) as error:  # the last two: of ast, deep expressions
                 raise ValueError(f"row {number} of {len(rows)}: {error}") from None
             tasks[task["task_id"]] = task
             for name, numbers in SPLITS.items():
                 splits[name] += [row] * (row["task_id"] in numbers)
         if missing := [name for name in SPLITS if not splits[name]]:
             raise ValueError(f"of its {len(rows)} tasks none is of the {missing[0]} split")
-    except (OSError, ValueError, RecursionError, MemoryError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SystemExit(f"{path or HUB} cannot be used: {error}. Take {FILES}.") from None
     if len(tasks) not in SIZES:
         print(f"Warning: {len(tasks)} tasks; MBPP has {SIZES[0]}, or sanitized {SIZES[1]}.", file=sys.stderr)

@@ -222,7 +222,7 @@ GOOD = [adding(11), adding(511), adding(601)]
 BAD_FIELDS = {
     "task_id": (None, "601", True, 0, 975, 1.5),
     "text": (None, 5, "\"\"\"'''"),
-    "code": (None, [], "def f(:", "def g(): pass", "(" * 500),
+    "code": (None, [], "def f(:", "def g(): pass", "(" * 500, "-" * 3000 + "1"),
     "test_setup_code": (None, ["import re"], "def check(f):\n    pass", "x = ("),
     "test_list": (
         None,
