@@ -55,6 +55,7 @@ ROWS = [
         "assert not f('b') == '\\n'",
         "assert f(1) == 'a\\n'",
     ),
+    row(609, "Cut.", "T = {}\nT.update({1: 1})\ndef f(x):\n    return T[x]\n", "assert f(1) == 1"),
     adding(974),
 ]
 
@@ -94,7 +95,7 @@ def test_splits_and_what_leaves_them(prepared):
     assert numbers(files["train"]) == [601, 602, 603, 604, 605, 608, 974]
     assert numbers(files["dev"]) == [511, 600]
     assert sorted(numbers(files["test"])) == [11, 12, 510]
-    assert done.stderr.splitlines() == ["Warning: 16 tasks; MBPP has 974, or sanitized 427."]
+    assert done.stderr.splitlines() == ["Warning: 17 tasks; MBPP has 974, or sanitized 427."]
     *lines, counts = done.stdout.splitlines()
     assert [line.rpartition("/mbpp_")[2] for line in lines] == [
         "train.jsonl: 7 tasks, MBPP/601 ... MBPP/974",
@@ -102,8 +103,8 @@ def test_splits_and_what_leaves_them(prepared):
         "test.jsonl: 3 tasks, MBPP/11 ... MBPP/12",
     ]
     assert counts.split("; ") == [
-        "15 of 16 references pass",
-        "1 fail and are left out (MBPP/606: failed)",
+        "15 of 17 references pass",
+        "2 fail and are left out (MBPP/606: failed) (MBPP/609: exception)",
         "1 near-duplicates of test tasks, left out of train (MBPP/607: MBPP/12)",
         "2 weak (MBPP/12: return args[0]) (MBPP/605: return True)",
         "0 need over 2 s",
@@ -296,6 +297,14 @@ def test_an_output_folder_that_cannot_be_written(tmp_path, monkeypatch):
         message = f"Cannot write to {folder}: "
         assert done.stderr.splitlines()[1].startswith(message) and "--output_dir" in done.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mbpp_train.jsonl"]
+
+
+def test_a_split_whose_references_all_fail(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.check_tasks.STUBS", ())
+    source = write(tmp_path / "a.jsonl", [*GOOD[:2], next(row for row in ROWS if row["task_id"] == 606)])
+    done = prepare("--source", source, "--output_dir", tmp_path / "out")
+    assert done.returncode == 1 and "No task is left for mbpp_train.jsonl" in done.stderr
+    assert "MBPP/606" in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_download(tmp_path, monkeypatch):
