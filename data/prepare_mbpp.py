@@ -267,7 +267,7 @@ if __name__ == "__main__":
         f"{len(tasks) - len(fails)} of {len(tasks)} references pass",
         counted("fail and are left out", fails),
         counted("near-duplicates of test tasks, left out of train", near),
-        counted("weak" + ", left out of train" * args.drop_weak, weak),
+        counted("weak" + ", those of train left out" * args.drop_weak, weak),
         counted(f"need over {SLOW:.0f} s", slow),
         sep="; ",
     )

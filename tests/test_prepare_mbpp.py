@@ -55,7 +55,7 @@ ROWS = [
         "assert not f('b') == '\\n'",
         "assert f(1) == 'a\\n'",
     ),
-    row(609, "Cut.", "T = {}\nT.update({1: 1})\ndef f(x):\n    return T[x]\n", "assert f(1) == 1"),
+    row(609, "Cut.", "T = {}\nT.update({1: 2})\ndef f(x):\n    return T[x]\n", "assert f(1) == 2"),
     adding(974),
 ]
 
@@ -159,7 +159,7 @@ def test_options(tmp_path, monkeypatch):
         assert numbers(files["train"]) == [602, 603, 604, 608, 974]
         assert 12 in numbers(files["test"])
         assert "(MBPP/601: Other/1) (MBPP/607: MBPP/12)" in done.stdout
-        assert "2 weak, left out of train (MBPP/12: return args[0])" in done.stdout
+        assert "2 weak, those of train left out (MBPP/12: return args[0])" in done.stdout
 
 
 def test_sanitized_form_is_one_array(tmp_path, monkeypatch):
