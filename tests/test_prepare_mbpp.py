@@ -55,7 +55,7 @@ ROWS = [
         "assert not f('b') == '\\n'",
         "assert f(1) == 'a\\n'",
     ),
-    row(609, "Cut.", "T = {}\nT.update({1: 2})\ndef f(x):\n    return T[x]\n", "assert f(1) == 2"),
+    row(609, "Cut.", "def f(x):\n    return T[x]\nT = {}\nT.update({1: 2})\n", "assert f(1) == 2"),
     adding(974),
 ]
 
