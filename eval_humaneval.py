@@ -40,7 +40,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation import TopPLogitsWarper
 
 from data.check_tasks import lossy, overlaps, read_run_config
-from data.tasks import limits
+from data.evalplus import limits
 from data.truncation import truncate
 from sandbox import Sandbox, encode_prompt, open_log, preflight, read_tasks
 

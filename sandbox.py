@@ -36,7 +36,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import sandbox_worker
-from data.tasks import CALL_CHECK, compile_test, defines_check, io_cases, limits, program, reference, stub
+from data.evalplus import limits
+from data.tasks import CALL_CHECK, compile_test, defines_check, io_cases, program, reference, stub
 from data.tasks import encode_prompt as encode_prompt  # for all scripts
 from data.tasks import read_tasks as read_tasks
 from sandbox_worker import FAULTS, PR_SET_DUMPABLE, read_all, same_output, wall_limit

@@ -26,43 +26,15 @@ import functools
 import gzip
 import json
 import re
-import sys
 import textwrap
 import threading
 from contextlib import suppress
 
+from data.evalplus import LITERAL, from_evalplus, from_mbpp_plus, mended
+
 FIELDS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 OPERATORS = {ast.Eq: "eq", ast.NotEq: "ne", ast.Sub: "sub"}
 CALL_CHECK = "\n\ncheck(__candidate__)\n"
-LITERAL = re.compile(
-    r"^( *(?:inputs|results) = )(\[.{2000,}\]) *$", re.M
-)  # up to 800 KB, in files on the hub
-PLUS_TEST = """
-import json, math
-
-def close(out, exp, atol):  # as np.allclose, but nothing is broadcast
-    if isinstance(exp, (list, tuple)):
-        is_like = isinstance(out, (list, tuple)) and len(out) == len(exp)
-        return is_like and all(close(a, b, atol) for a, b in zip(out, exp))
-    are_numbers = isinstance(out, (int, float)) and isinstance(exp, (int, float)) and math.isfinite(exp)
-    return out == exp or (are_numbers and abs(out - exp) <= atol + 1e-7 * abs(exp))
-
-def same(out, exp, atol):
-    floats = exp if isinstance(exp, (list, tuple)) else [exp]
-    atol = atol or 1e-6 * all(isinstance(value, float) for value in floats)
-    return out == exp or (atol > 0 and type(out) is type(exp) and close(out, exp, atol))
-
-def check(candidate):
-    right = {}
-    exec(PROGRAM, right)
-    for args in json.loads(INPUTS):  # the candidate gets copies; the reference may change them
-        assert"""
-ASSERT, END = "    assert exact_match\n", " exact_match = exp == (out is not None)\n"
-MENDED = {  # what tests on the hub have, and what they should have
-    "HumanEval/32": ("_poly(*candidate(*inp), inp)", "abs(_poly(*inp, candidate(*inp)))"),
-    "Mbpp/255": (", [['Dog', 'Cat', 'CatBird', 'Bird', 'Fish'], 77]", ""),  # 1.7 million tuples: over 8 GB
-    **dict.fromkeys(("Mbpp/737", "Mbpp/787", "Mbpp/794"), (f"{END}\n", f"{END}{ASSERT}\n")),
-}
 COMPILING = threading.Lock()  # ast.parse is not thread-safe in Python 3.11: "recursion depth mismatch"
 CHAT = """Solve this task in Python. Answer with one code block that holds the whole program.
 
@@ -130,10 +102,7 @@ def read_task(line: str) -> dict:
     if "input_output" in task:
         check_cases(task["input_output"])
         return task
-    wrong, mended = MENDED.get(task["task_id"], ("", ""))
-    if wrong and wrong in task["test"]:
-        print(f"warning: {task['task_id']}: test mended, see MENDED in data/tasks.py", file=sys.stderr)
-        task["test"] = task["test"].replace(wrong, mended)
+    task["test"] = mended(task)
     try:
         for test in task["test"], task.get("base_test", task["test"]):
             call = CALL_CHECK * defines_check(test)
@@ -178,54 +147,6 @@ def defines_check(test: str) -> bool:
 def is_script(task: dict) -> bool:
     """Whether a program reads and prints; all others are called."""
     return "input_output" in task and not task["input_output"].get("fn_name")
-
-
-def from_mbpp_plus(task: dict) -> dict:
-    """Bring a task of the hub's evalplus/mbppplus into HumanEval's form, with the prompt that EvalPlus uses.
-
-    Its test calls the function by its name, or as `candidate`, in statements at the top level.
-    """
-    try:
-        names = [node.name for node in ast.parse(task["code"]).body if isinstance(node, ast.FunctionDef)]
-        called = [name for name in names if re.search(rf"\b{name}\b", task["test_list"][0])]
-        test = [f"candidate = {called[-1]}", task["test"], "def check(candidate): pass"]
-        return {
-            "task_id": f"Mbpp/{task['task_id']}",
-            "prompt": f'"""\n{task["prompt"]}\n{task["test_list"][0]}\n"""\n',
-            "canonical_solution": task["code"].strip("\n") + "\n",
-            "test": "\n".join(task["test_imports"] + test),
-            "entry_point": called[-1],
-            "base_test": "\n".join(task["test_imports"] + task["test_list"]),
-        }
-    except (LookupError, TypeError, SyntaxError, AttributeError) as error:
-        raise ValueError(f"not a task of MBPP+: {type(error).__name__}: {error}") from None
-
-
-def from_evalplus(task: dict) -> dict:
-    """Bring a task of EvalPlus's file of HumanEval+ into HumanEval's form; the judge runs its reference."""
-    try:
-        if task["task_id"].startswith("Mbpp/"):
-            files = "evalplus/mbppplus on the hub or MbppPlus-OriginFmt.jsonl.gz"
-            raise ValueError(f"MBPP+ has lost its tuples and sets in this file; take {files}")
-        base, plus, name, atol = task["base_input"], task["plus_input"], task["entry_point"], task["atol"] + 0
-        if not base or not all(isinstance(args, list) for args in base + plus):
-            raise TypeError("its inputs must be lists of arguments")
-        claim = f"same(candidate(*args), right[{name!r}](*args), {atol!r})"
-        if task["task_id"] == "HumanEval/32":  # a polynomial may have several zeros
-            claim = f"abs(right['poly'](*args, candidate(*args))) <= {atol!r}"
-        head = f"PROGRAM = {task['prompt'] + task['canonical_solution']!r}\nINPUTS = "
-        test, base_test = (f"{head}{json.dumps(x)!r}\n{PLUS_TEST} {claim}\n" for x in (base + plus, base))
-        kept = {field: task[field] for field in FIELDS if field != "test"}
-        return {**kept, "test": test, "base_test": base_test}
-    except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a task of HumanEval+: {type(error).__name__}: {error}") from None
-
-
-def limits(tasks, timeout: float, memory_mb: int = 512) -> tuple[float, int]:
-    """Return the limits for programs: at least those of EvalPlus, if some tasks are from its files."""
-    if any("base_test" in task or "def assertion(out, exp, atol)" in task["test"] for task in tasks):
-        return max(timeout, 60.0), max(memory_mb, 4096)  # EvalPlus's own
-    return timeout, memory_mb
 
 
 def program(task: dict, completion: str) -> str:
@@ -341,7 +262,7 @@ def compile_test(test: str, prompt: str) -> tuple:
     Raises SyntaxError, or ValueError where nothing in the test could fail.
     """
     with COMPILING:
-        tree = ast.parse(LITERAL.sub(lambda line: f"{line[1]}eval({line[2]!r})", test))  # 30 times as fast
+        tree = ast.parse(LITERAL.sub(lambda line: f"{line[1]}eval({line[2]!r})", test))
         nodes = list(ast.walk(tree))
         words = [ast.unparse(x.func) if isinstance(x, ast.Call) else type(x).__name__ for x in nodes]
         if not re.search("assert|Assert|Raise", " ".join(words)):  # assertEqual is one
