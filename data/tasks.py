@@ -132,8 +132,8 @@ def from_mbpp_plus(task: dict) -> dict:
 
 
 def program(task: dict, completion: str) -> str:
-    """Join a prompt and its completion, which starts with the newline."""
-    return task["prompt"].rstrip() + completion
+    """Join a prompt and its completion, which starts with the newline or is a "whole_program"."""
+    return completion if task.get("whole_program") else task["prompt"].rstrip() + completion
 
 
 def reference(task: dict) -> str:
