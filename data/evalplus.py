@@ -1,6 +1,6 @@
 """Brings tasks of EvalPlus's files, HumanEval+ and MBPP+, into HumanEval's form. The rules: docs/data.md.
 
-Read are the release form of HumanEval+ (base_input, plus_input, atol) and the form of the hub, which for MBPP+
+The release form of HumanEval+ is read (base_input, plus_input, atol), and that of the hub, which for MBPP+
 is the only one without loss.
 """
 
