@@ -15,7 +15,8 @@ import time
 import pytest
 from conftest import ROOT, run_script
 
-from data.tasks import compile_test, limits, stub
+from data.evalplus import limits
+from data.tasks import compile_test, stub
 from sandbox import Sandbox, preflight, read_tasks, reference, score
 
 FILES = ROOT.parent / "shared/data/evalplus"
