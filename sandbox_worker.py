@@ -25,7 +25,6 @@ import socket
 import struct
 import sys
 import time
-import types
 from contextlib import suppress
 
 if sys.platform == "linux":  # elsewhere the import succeeds and Sandbox() says what is missing
@@ -211,7 +210,7 @@ def load(name, source):
     for module in TESTS_ONLY:
         del sys.modules[module]
     seed_random(0, source)
-    module = sys.modules[name] = types.ModuleType(name)  # dataclasses look it up
+    module = sys.modules[name] = type(sys)(name)  # a module: dataclasses look it up
     module.__dict__.update(__file__="/solution.py", __builtins__=builtins)
     try:
         code = compile(source, "<candidate>", "exec", dont_inherit=True, optimize=0)

@@ -349,7 +349,7 @@ def test_limits_of_evalplus(tmp_path):
     assert limits([plus], 90.0, 8192) == (90.0, 8192)
     body = "\n    x = bytearray(600 << 20)\n    return sum(xs) / len(xs)\n"
     with Sandbox(workers=1, timeout=2.0, tasks=[plus]) as sandbox:
-        assert sandbox.workers[0].config[1:3] == (60.0, 4096)
+        assert sandbox.workers[0].config[2:4] == (60.0, 4096)
         assert passes(score(sandbox, [plus], [body])[0])
     with Sandbox(workers=1, timeout=2.0, tasks=[plain]) as sandbox:
         assert score(sandbox, [plus], [body])[0].outcome == "memory"
