@@ -2,6 +2,7 @@
 
     python data/check_tasks.py my_tasks.jsonl
     python data/check_tasks.py my_train.jsonl --test_path my_test.jsonl
+    python data/check_tasks.py my_tasks.jsonl --rates    how far a constant answer gets in each task, too
 
 A task is wrong if its reference solution fails, as it is or cut as in evaluation (with --tokenizer also
 encoded and decoded), if its test passes for a stub such as `return []`, if its prompt holds the solution, or
@@ -23,12 +24,20 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from data.tasks import read_task_lines, stub  # noqa: E402
+from data.tasks import is_script, read_task_lines, stub  # noqa: E402
 from data.truncation import truncate  # noqa: E402
 from sandbox import Sandbox, decoded, lossy, read_tasks, reference, score, stop_with  # noqa: E402
 
 STUBS = "None", "True", "False", "0", "1", "-1", "''", "[]", "{}", "()", "set()", "args[0]"  # what it returns
+ANSWERS = "'YES'", "'NO'", "'Yes'", "'No'"  # of scripts, in addition
 NGRAM, SHARED = 8, 0.7  # PaLM calls a task contaminated from here on (arXiv:2204.02311, section 8)
+
+
+def stubs(task):
+    """(what it does, completion) of each constant answer to a task."""
+    if is_script(task):
+        return [(f"print {value}", stub(task, value)) for value in STUBS + ANSWERS]
+    return [(f"return {value}", stub(task, value)) for value in STUBS]
 
 
 def leaks(task):
@@ -107,22 +116,27 @@ def overlaps(run_config: dict, test_path) -> list[dict]:
 
 
 def check(sandbox, tasks, test_paths, progress=None, tokenizer=None):
-    """{task_id: what is wrong with it, a list of lines}; a task without mistakes is not in it."""
-    wrong = defaultdict(list)
-    jobs = [(task, "fails", reference(task)) for task in tasks]
-    jobs += [(task, "fails once it is cut", truncate(task, reference(task))) for task in tasks]
+    """{task_id: what is wrong with it, lines} and {task_id: (passing rate, kind) of its best stub}."""
+    wrong, best = defaultdict(list), {}
+    for task, result in zip(tasks, score(sandbox, tasks, map(reference, tasks), progress)):
+        task["n_tests"] = result.n_tests  # for the passing rates
+        if result.outcome != "passed":
+            wrong[task["task_id"]].append(f"its reference fails: {result.outcome}: {result.message}")
+    jobs = [(task, "fails once it is cut", truncate(task, reference(task))) for task in tasks]
     if tokenizer:
         again = [(task, decoded(tokenizer, task)) for task in lossy(tokenizer, tasks)]
         jobs += [(task, "fails once it is encoded and decoded", text) for task, text in again]
-    jobs += [(task, f"return {value}", stub(task, value)) for task in tasks for value in STUBS]
+    jobs += [(task, *kind_and_text) for task in tasks for kind_and_text in stubs(task)]
     results = score(sandbox, [task for task, _, _ in jobs], [text for _, _, text in jobs], progress)
     passing = defaultdict(list)  # of a task: what its stubs return that pass
     for (task, kind, _), result in zip(jobs, results):
         name = task["task_id"]
         if kind.startswith("fails") and result.outcome != "passed" and name not in wrong:
             wrong[name].append(f"its reference {kind}: {result.outcome}: {result.message}")
-        if kind.startswith("return") and result.outcome == "passed":
-            passing[name].append(kind)
+        if not kind.startswith("fails"):
+            best[name] = max(best.get(name, (0.0, "")), (result.fraction, kind), key=lambda rate: rate[0])
+            if result.outcome == "passed":
+                passing[name].append(kind)
     for task in tasks:
         name = task["task_id"]
         if passing[name]:
@@ -132,7 +146,7 @@ def check(sandbox, tasks, test_paths, progress=None, tokenizer=None):
     for path in test_paths:
         for test_id, name, share in near_duplicates(tasks, read_tasks(path)):
             wrong[name].append(f"{share:.0%} of the 8-grams of test task {test_id} in {path} are in it")
-    return wrong
+    return wrong, best
 
 
 if __name__ == "__main__":
@@ -141,6 +155,7 @@ if __name__ == "__main__":
     default = [str(path) for path in sorted(HERE.glob("*_test.jsonl"))]
     parser.add_argument("--test_path", nargs="*", default=default, help="evaluation files to compare with")
     parser.add_argument("--time_limit", type=float, default=5.0, help="seconds per program")
+    parser.add_argument("--rates", action="store_true", help="print the best constant answer of each task")
     parser.add_argument("--tokenizer", help="model folder or hub name: does it keep the references?")
     args = parser.parse_args()
 
@@ -156,12 +171,17 @@ if __name__ == "__main__":
         with stop_with(f"cannot load the tokenizer of {args.tokenizer}"):
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     with bar, Sandbox(timeout=args.time_limit, tasks=tasks) as sandbox:
-        wrong = check(sandbox, tasks, args.test_path, bar.update, tokenizer)
+        wrong, best = check(sandbox, tasks, args.test_path, bar.update, tokenizer)
     for number, mistake in mistakes.items():
         print(f"line {number}: {mistake}")
     for name, lines in wrong.items():
         for line in lines:
             print(f"{name}: {line}")
+    for name, (rate, kind) in best.items() if args.rates else ():
+        print(f"{name}: {rate:.2f} of its tests pass" + f" for {kind}" * bool(kind))
+    if best:
+        mean = sum(rate for rate, _ in best.values()) / len(best)
+        print(f"a constant answer, the best of each task, passes {mean:.1%} of the tests in the mean")
     bad = len(mistakes) + len(wrong)
     compared = f" (compared with {', '.join(args.test_path) or 'no evaluation file'})"
     print(f"{total - bad} of {total} tasks are fine" + f", {bad} are not" * bool(bad) + compared)

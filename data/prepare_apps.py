@@ -32,8 +32,8 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from data.check_tasks import STUBS, leaks, near_duplicates  # noqa: E402
-from data.tasks import int_keys, read_tasks, reference, stub  # noqa: E402
+from data.check_tasks import leaks, near_duplicates, stubs  # noqa: E402
+from data.tasks import int_keys, read_tasks, reference  # noqa: E402
 from data.truncation import parse, truncate  # noqa: E402
 from sandbox import Sandbox, job  # noqa: E402
 
@@ -309,9 +309,8 @@ def choose(sandbox, problem: dict, task_id: str) -> tuple[dict, bool]:
 def constant_passes(sandbox, task: dict) -> bool:
     """Whether a program that always gives the same answer passes."""
     first = {**task, "input_output": part(task["input_output"], [0])}  # nearly all of them end here
-    stubs = [stub(task, value) for value in STUBS]
-    stubs = [text for text in stubs if run(sandbox, first, text).outcome == "passed"]
-    return any(run(sandbox, task, text).outcome == "passed" for text in stubs)
+    likely = [text for _, text in stubs(task) if run(sandbox, first, text).outcome == "passed"]
+    return any(run(sandbox, task, text).outcome == "passed" for text in likely)
 
 
 def make_task(sandbox, read, task_id: str, keep_many_answers: bool) -> tuple[dict | None, str]:

@@ -78,6 +78,7 @@ def test_each_mistake_is_named(tmp_path):
         "my/leak: its prompt holds the solution",
         "my/object: its reference fails: exception: TypeError('cannot pass C to the candidate')",
         f"my/twin: 100% of the 8-grams of test task exam/1 in {tmp_path}/exam.jsonl are in it",
+        "a constant answer, the best of each task, passes 44.4% of the tests in the mean",
         f"2 of 13 tasks are fine, 11 are not (compared with {tmp_path}/exam.jsonl)",
     ]
     assert sorted(out) == sorted(expected)
@@ -85,8 +86,25 @@ def test_each_mistake_is_named(tmp_path):
 
 def test_a_good_file(tmp_path):
     code, out, _ = run(write(tmp_path / "my_tasks.jsonl", GOOD), cwd=tmp_path)
-    assert code == 0 and len(out) == 1
-    assert out[0].startswith("1 of 1 tasks are fine (compared with ") and "data/mini_test.jsonl" in out[0]
+    assert code == 0 and len(out) == 2
+    assert out[1].startswith("1 of 1 tasks are fine (compared with ") and "data/mini_test.jsonl" in out[1]
+
+
+def test_rates_of_constant_answers(tmp_path):
+    """A script's are printed, also YES and NO; of n, as many tests as the reference has."""
+    cases = {"inputs": ["1\n", "2\n", "3\n", "4\n"], "outputs": ["YES\n", "NO\n", "YES\n", "YES\n"]}
+    script = {**GOOD, "task_id": "my/script", "test": "", "entry_point": "", "input_output": cases}
+    script |= {"prompt": '"""Print YES for 1, 3 and 4, else NO."""\n'}
+    script |= {"canonical_solution": "print('NO' if int(input()) == 2 else 'YES')\n"}
+    even = {**GOOD, "task_id": "my/even", "canonical_solution": "    return x % 2 == 0\n"}
+    even["test"] = one_assert("for x in range(1000): assert candidate(x) == (x % 2 == 0)")
+    code, out, _ = run(write(tmp_path / "my.jsonl", script, even), "--rates", "--test_path", cwd=tmp_path)
+    assert code == 0 and out == [
+        "my/script: 0.75 of its tests pass for print 'YES'",
+        "my/even: 0.50 of its tests pass for return True",
+        "a constant answer, the best of each task, passes 62.5% of the tests in the mean",
+        "2 of 2 tasks are fine (compared with no evaluation file)",
+    ]
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
