@@ -129,8 +129,11 @@ def judged(known, n_asserts: int, verdict, status: int, late: bool, cpu: float, 
     outcome, message, n_passed, n_tests, is_whole = json.loads(verdict or ended)
     if late or outcome == "died":
         outcome = ending(status or 1, late)
-    if outcome != "passed":
-        n_passed = n_passed if is_whole else min(n_passed, known)  # a loop may go round as often as it likes
+    if outcome != "passed":  # a loop may go round as often as it likes
+        if not is_whole:
+            n_passed = min(n_passed, known)
+        elif 0 < known < n_tests:
+            n_passed, n_tests = max(0, known - n_tests + n_passed), known
         n_tests = max(n_tests, n_asserts, n_passed + 1, known)
     return Result(outcome, n_passed, n_tests, n_passed / n_tests, message, cpu, wall)
 

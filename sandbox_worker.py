@@ -132,6 +132,10 @@ def encode(value, rest):
     kind = type(value)
     if value is None or kind in (bool, float, str) or (kind is int and abs(value) < 1 << 62):
         return value
+    if kind is getattr(rest, "classes", {}).get(kind.__name__) and not issubclass(
+        kind, (list, dict, set, frozenset)
+    ):
+        return share(value, rest)
     if (name := f"{kind.__module__}.{kind.__name__}") in STANDARD:
         _, args, _, items, pairs = (*value.__reduce_ex__(2), None, None, None)[:5]
         args = [list(items), *args[1:]] if items else [*args, list(pairs)] if pairs else args
@@ -156,16 +160,24 @@ def decode(message, find):
 
 def share(value, rest):
     """Encode an object of a class that both sides have from the prompt."""
+    if hasattr(type(value), "__members__"):
+        return ["o", type(value).__name__, value.name, None]
     _, args, state = (*value.__reduce_ex__(2), None)[:3]
     args = args[args[:1] == (type(value),) :]
+    state = {**(state[0] or {}), **state[1]} if isinstance(state, tuple) else state or {}  # of slots
     return ["o", type(value).__name__, encode(args, rest), encode(state, rest)]
 
 
 def revive(kind, args, state):
-    """Undo share."""
-    value = kind.__new__(kind, *args)
-    if not vars(value):  # a member of an enumeration is not new
-        vars(value).update(state or {})
+    """Undo share, without any method of the class; raises ValueError where an attribute would replace one."""
+    if hasattr(kind, "__members__"):
+        return kind[args]
+    base = next(base for base in kind.__mro__ if base.__module__ == "builtins")  # no __new__ of the prompt's
+    value = base.__new__(kind, args) if base is tuple else base.__new__(kind, *args)
+    for name, part in state.items():
+        if callable(getattr(kind, name, None)):
+            raise ValueError(f"{name} is a method")
+        object.__setattr__(value, name, part)
     return value
 
 
@@ -199,7 +211,7 @@ class SourceError(Exception):
 
 FAULTS = {SourceError: "syntax", MemoryError: "memory", PermissionError: "violation", object: "exception"}
 OPERATIONS = {"get": getattr, "set": setattr, "__bool__": bool, **vars(operator)}
-OPERATIONS["__call__"] = lambda function, *args, **kwargs: function(*args, **kwargs)
+OPERATIONS["__call__"] = lambda function, /, *args, **kwargs: function(*args, **kwargs)
 OPERATIONS["__eq__"] = lambda a, b: not callable(a) and a == b  # to return a function is no way to be equal
 OPERATIONS["isinstance"] = lambda kind, value: isinstance(value, kind)
 
@@ -251,10 +263,10 @@ def serve(fd):
         return namespace[target]
 
     def keep(value):
-        if type(value) is classes.get(type(value).__name__):
-            return share(value, keep)
         kept.append(value)
         return ["o", len(kept) - 1, " ".join(dir(type(value)))]
+
+    keep.classes = classes
 
     def call_back(place, *call):
         send(fd, {"call": [place, *(encode(part, keep) for part in call)]})
@@ -350,9 +362,10 @@ def compare(output, expected, _):
 # -- judge: the only process with the test, the expected values and the verdict ------------------------------
 
 # Of a function's result a test may use little: what shows the program no value, and does not stand for data.
-OPERATORS = "__lt__ __le__ __gt__ __ge__ __add__ __sub__ __mul__ __truediv__ __and__ __or__ __xor__".split()
+ORDER = "__lt__ __le__ __gt__ __ge__".split()
+OPERATORS = [*ORDER, *"__add__ __sub__ __mul__ __truediv__ __pow__ __mod__ __and__ __or__ __xor__".split()]
 OF_RESULTS = "__call__ __bool__ __hash__ __next__ send throw close __enter__ __exit__".split()
-OF_OBJECTS = "__len__ __iter__ __getitem__ __setitem__ __delitem__ __str__ __repr__ __neg__".split()
+OF_OBJECTS = "__len__ __iter__ __getitem__ __setitem__ __delitem__ __str__ __repr__ __neg__ __abs__".split()
 
 
 class CandidateDied(BaseException):
@@ -379,9 +392,10 @@ class Handle:  # noqa: PLW1641 - handle() adds it
     def __instancecheck__(self, other):
         return isinstance(other, Handle) and self._ask("isinstance", other) is True
 
-    def _special(self, name, *args, **kwargs):
+    def _special(self, name, /, *args, **kwargs):
         value = self._ask(name, *args, **kwargs)
-        if name in OPERATORS and not (isinstance(args[0], Handle) or isinstance(value, Handle)):
+        is_object = isinstance(value, Handle) and name not in ORDER  # Vector(1, 2) * 3
+        if name in OPERATORS and not (isinstance(args[0], Handle) or is_object):
             return NotImplemented  # data that it made of data in the test, which may be what is expected
         return value
 
@@ -412,8 +426,7 @@ def judge(fd, job, verdict):
     code, entry_point, has_program_names, source, helpers, test, n_asserts, _ = marshal.loads(read_all(job))
     seed_random(source, source)  # unknown to the candidate
     counted = {"outcome": "passed", "message": "", "n_passed": 0, "n_tests": 0, "is_whole": True}
-    names = Names(__name__="test", __one_shape__=one_shape, __operator__=operator)
-    classes, given = {}, []
+    names, classes, given = Names(__name__="test"), {}, []
 
     def count(error, source=""):
         counted["n_tests"] += 1
@@ -430,14 +443,16 @@ def judge(fd, job, verdict):
             return ["o", vars(value)["_target"]]
         if hasattr(type(value), "__next__"):
             return ["n", *(encode(part, give) for part in value)]
-        if getattr(value, "__module__", None) in sys.stdlib_module_names and hasattr(value, "__qualname__"):
-            return ["o", f"{value.__module__}:{value.__qualname__}"]
+        home = getattr(getattr(value, "__objclass__", value), "__module__", None)  # of str.lower: builtins
+        is_bound = not isinstance(getattr(value, "__self__", sys), type(sys))  # to an object, as [].append
+        if home in sys.stdlib_module_names and hasattr(value, "__qualname__") and not is_bound:
+            return ["o", f"{home}:{value.__qualname__}"]
         if callable(value) and not isinstance(value, type):
             given.append(value)
             return ["o", -len(given)]
-        if type(value) is classes.get(type(value).__name__):
-            return share(value, give)
         raise TypeError(f"cannot pass {type(value).__name__} to the candidate")
+
+    give.classes = classes
 
     def found(is_object, target, *parts):
         if len(parts) == 2:
@@ -456,7 +471,7 @@ def judge(fd, job, verdict):
         finally:
             counted["n_passed"], counted["n_tests"] = before
 
-    def ask(is_object, target, operation, *args, **kwargs):
+    def ask(is_object, target, operation, /, *args, **kwargs):
         """Let the candidate do something; return what it returned or raise what it raised."""
         request = operation, target, encode(args, give), encode(kwargs, give)
         find, known = functools.partial(found, is_object), EXCEPTIONS | classes
@@ -467,7 +482,7 @@ def judge(fd, job, verdict):
             if "ok" in reply:
                 return decode(reply["ok"], find)
             kind = next((known[name] for name in reply["names"] if name in known), CandidateDied)
-            if kind is StopIteration and operation not in ("__next__", "send", "throw"):
+            if issubclass(kind, StopIteration) and operation not in ("__next__", "send", "throw"):
                 kind = Exception  # it would end `all(map(candidate, xs))`
             args, state = decode(reply.get("args", ["t"]), find), decode(reply.get("state"), find)
             error = revive(kind, args, state) if kind.__name__ in classes else kind(*args)
@@ -589,29 +604,12 @@ def run_job(control, files, timeout, rights):
     return was_confined, status, late, usage.ru_utime + usage.ru_stime, time.monotonic() - start
 
 
-BROADCASTING = []  # what numpy has to compare: where two shapes differ, it stretches one
-
-
-def one_shape(act, *args, **kwargs):
-    """Call `act` for a test that uses numpy, to which [] would be close to every number."""
-    kinds = {type(arg).__name__ for arg in args if type(arg).__module__ == "numpy"}
-    arrays = [operator.eq, operator.ne, operator.sub] * (kinds == {"ndarray"})  # x - x.mean() is meant so
-    if any(act is function for function in BROADCASTING + arrays):
-        shape = sys.modules["numpy"].shape
-        assert shape(args[0]) == shape(args[1]), "another shape"
-    return act(*args, **kwargs)
-
-
 def import_numpy(folder):
     """Import numpy, for tests alone."""
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     sys.path.append(folder)
-    numpy = __import__("numpy.testing")
+    __import__("numpy.testing")
     sys.path.pop()
-    names = "allclose isclose array_equiv equal not_equal less less_equal greater greater_equal subtract"
-    names = [f"numpy:{name}" for name in names.split()]
-    names += [f"numpy.testing:{name}" for name in dir(numpy.testing) if name.startswith("assert_")]
-    BROADCASTING.extend(map(pkgutil.resolve_name, names))
     TESTS_ONLY.extend(name for name in sys.modules if name.split(".")[0] == "numpy")
 
 

@@ -35,6 +35,33 @@ from data.evalplus import LITERAL, from_evalplus, from_mbpp_plus, mended
 FIELDS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 OPERATORS = {ast.Eq: "eq", ast.NotEq: "ne", ast.Sub: "sub"}
 CALL_CHECK = "\n\ncheck(__candidate__)\n"
+ARRAYS = """
+import numpy, numpy.testing
+
+def __check__(a, b):  # numpy would stretch a wrong shape until it fits: [] is close to every number
+    assert not any(kind.__name__ == "Handle" for x in (a, b) for kind in type(x).__mro__), "no array"
+    try: shapes = numpy.shape(a), numpy.shape(b)
+    except ValueError: return  # lists of unequal lengths
+    assert shapes[0] == shapes[1], "another shape"
+
+def __strict__(act):
+    def compare(*args, **kwargs):
+        named = [kwargs[name] for name in "a b x y x1 x2 actual desired".split() if name in kwargs]
+        if len(args) + len(named) > 1: __check__(*[*args, *named][:2])
+        return act(*args, **kwargs)
+    return compare
+
+def __one_shape__(name, a, b):
+    kinds = {type(x).__name__ for x in (a, b) if type(x).__module__ == "numpy"}
+    if "ndarray" in kinds and (name != "sub" or len(kinds) == 1): __check__(a, b)  # not x - x.mean()
+    return getattr(__import__("operator"), name)(a, b)
+
+for __name in "allclose isclose array_equiv equal not_equal less less_equal greater greater_equal".split():
+    setattr(numpy, __name, __strict__(getattr(numpy, __name)))
+for __name in dir(numpy.testing):
+    if __name.startswith(("assert_a", "assert_equal")):
+        setattr(numpy.testing, __name, __strict__(getattr(numpy.testing, __name)))
+"""
 COMPILING = threading.Lock()  # ast.parse is not thread-safe in Python 3.11: "recursion depth mismatch"
 CHAT = """Solve this task in Python. Answer with one code block that holds the whole program.
 
@@ -231,12 +258,7 @@ class CountAsserts(ast.NodeTransformer):
 
 
 class OneShape(ast.NodeTransformer):
-    """Let the judge see all that may compare arrays: numpy would stretch a wrong shape until it fits."""
-
-    def visit_Call(self, node):
-        self.generic_visit(node)
-        is_plain = len(node.args) > 1 and not any(isinstance(arg, ast.Starred) for arg in node.args)
-        return self.watched(node, node.func, *node.args, keywords=node.keywords) if is_plain else node
+    """Let ARRAYS compute ==, != and - in a test that uses numpy."""
 
     def visit_Compare(self, node):
         return self.computed(node, node.ops[0], node.left, *node.comparators)
@@ -246,14 +268,12 @@ class OneShape(ast.NodeTransformer):
 
     def computed(self, node, operator, *parts):
         self.generic_visit(node)
-        is_literal = any(isinstance(part, (ast.Constant, ast.UnaryOp)) for part in parts)
+        values = [part.operand if isinstance(part, ast.UnaryOp) else part for part in parts]
+        is_literal = any(isinstance(value, ast.Constant) for value in values)
         if type(operator) not in OPERATORS or len(parts) > 2 or is_literal:  # x == 0 is meant so
             return node
-        function = ast.Attribute(ast.Name("__operator__", ast.Load()), OPERATORS[type(operator)], ast.Load())
-        return self.watched(node, function, *parts)
-
-    def watched(self, node, function, *args, keywords=()):
-        call = ast.Call(ast.Name("__one_shape__", ast.Load()), [function, *args], list(keywords))
+        act = ast.Constant(OPERATORS[type(operator)])
+        call = ast.Call(ast.Name("__one_shape__", ast.Load()), [act, *parts], [])
         return ast.copy_location(call, node)
 
 
@@ -273,7 +293,10 @@ def compile_test(test: str, prompt: str) -> tuple:
         n_flat = sum(isinstance(node, ast.Assert) for top in tops for node in ast.iter_child_nodes(top))
         counter = CountAsserts()
         tree = counter.visit(tree)
-        tree = ast.fix_missing_locations(OneShape().visit(tree) if "numpy" in test else tree)
+        if "numpy" in test:
+            tree = OneShape().visit(tree)
+            tree.body = ast.parse(ARRAYS).body + tree.body
+        ast.fix_missing_locations(tree)
         for source in ("", prompt.rstrip() + " pass", prompt):  # " pass" completes a header without docstring
             with suppress(SyntaxError, ValueError):
                 helpers = compile(source, "<prompt>", "exec", dont_inherit=True, optimize=0)

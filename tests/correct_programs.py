@@ -614,6 +614,76 @@ asserts(
     "assert not isinstance(3, Stack)",
 )
 
+tested(
+    "arguments named as our own",
+    "def f(name, target=0, operation=1, self=2, function=3): return name, target, operation, self, function",
+    "assert candidate(name='a', target=5, operation=6, self=7, function=8) == ('a', 5, 6, 7, 8)",
+)
+tested(
+    "method of an object of the library",
+    "def f(g, xs): return [g(x) for x in xs]",
+    """
+import random, statistics
+assert candidate(statistics.NormalDist(0, 1).cdf, [0]) == [0.5]
+assert candidate({'a': 1}.get, ['a', 'b']) == [1, None]
+assert candidate(str.upper, ['a']) == ['A']
+assert candidate(random.Random(3).randint, []) == []
+""",
+)
+SLOTS = """from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+
+@dataclass(slots=True)
+class Slots:
+    x: int
+
+
+class Level(IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class Pair(NamedTuple):
+    a: int
+    b: int
+
+    def total(self):
+        return self.a + self.b
+
+
+class Made:
+    def __new__(cls, x):
+        self = object.__new__(cls)
+        self.x = x
+        return self
+
+
+"""
+tested(
+    "slots, IntEnum, NamedTuple and __new__ of the prompt",
+    """
+def f(value):
+    if isinstance(value, Slots): return Slots(value.x + 1)
+    if isinstance(value, Level): return Level.HIGH
+    if isinstance(value, Pair): return Pair(value.total(), 0)
+    return Made(value.x + 1)
+""",
+    """
+assert candidate(Slots(1)) == Slots(2)
+assert candidate(Level.LOW) is Level.HIGH
+assert candidate(Pair(1, 2)).total() == 3 and isinstance(candidate(Pair(1, 2)), Pair)
+assert candidate(Made(1)).x == 2
+""",
+    prompt=SLOTS,
+)
+tested(
+    "ragged lists",
+    "def f(): return [[1, 2], [3]]",
+    "import numpy as np\nnp.testing.assert_equal(candidate(), [[1, 2], [3]])",
+)
+
 # -- wrong counterparts --------------------------------------------------------------------------------------
 
 OTHERS = {
@@ -799,6 +869,88 @@ tested(
     programs=WRONG,
 )
 asserts("no instance", STACK + "\ndef f(): return object()", "assert isinstance(f(), Stack)", programs=WRONG)
+BOX = """class Box:
+    def __init__(self, value):
+        self.value = value
+
+    def is_right(self, value):
+        return self.value == value
+
+    def __eq__(self, other):
+        return self.is_right(other.value)
+
+
+"""
+for method in ("lambda *_: True", "bool"):
+    code = f"def f(x):\n    box = Box(0)\n    box.is_right = {method}\n    return box"
+    for line in ("candidate(1).is_right(1)", "candidate(1) == Box(1)"):
+        tested(
+            f"a method of the prompt's class replaced by {method}: {line}",
+            code,
+            f"assert {line}",
+            prompt=BOX,
+            programs=WRONG,
+        )
+CONFIG = """class Config:
+    only = None
+    size = 5
+
+    def __new__(cls):
+        if cls.only is None:
+            cls.only = object.__new__(cls)
+        return cls.only
+
+
+"""
+tested(
+    "the judge's own singleton changed",
+    "def f(x):\n    c = Config()\n    c.size = 0\n    return c if x == 0 else 0",
+    "Config()\ncandidate(0)\nassert candidate(1) == Config().size",
+    prompt=CONFIG,
+    programs=WRONG,
+)
+DONE = "class Done(StopIteration):\n    pass\n\n\n"
+tested(
+    "a StopIteration of the prompt",
+    "def f(x): raise Done",
+    "assert all(map(candidate, [1, 2, 3]))",
+    prompt=DONE,
+    programs=WRONG,
+)
+AREA = """
+class T:
+    def __lt__(self, other): return T()
+    __gt__ = __le__ = __ge__ = __sub__ = __lt__
+class Circle:
+    def __init__(self, r): pass
+    def area(self): return T()
+"""
+for line in (
+    "12.5 < Circle(2).area() < 12.6",
+    "-1e-6 < Circle(2).area() - 12.566 < 1e-6",
+    "12 <= Circle(2).area()",
+):
+    asserts(f"order by objects that are true: {line}", AREA, f"assert {line}", programs=WRONG)
+for line in (
+    "np.allclose(*[candidate(), [5.0]])",
+    "np.allclose(a=candidate(), b=5.0)",
+    "all(map(np.allclose, [candidate()], [5.0]))",
+    "np.array(candidate()) == np.mean([5.0])",
+    "(np.array(candidate()) == -e).all()",
+):
+    tested(
+        f"numpy stretches: {line}",
+        "def f(): return []",
+        f"import numpy as np\ne = np.array([5.0])\nassert {line} is not False",
+        programs=WRONG,
+    )
+tested(
+    "numpy stretches: desired",
+    "def f(): return []",
+    "import numpy as np\nnp.testing.assert_allclose(candidate(), desired=5.0)",
+    programs=WRONG,
+)
+
 CLOSE = "import numpy as np\nclose = np.allclose\nassert close(candidate(), [1, 1])"
 tested("numpy by another name", "def f(): return []", CLOSE, programs=WRONG)
 

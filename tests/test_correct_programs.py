@@ -31,8 +31,9 @@ def test_right_programs_pass(sandbox):
 
 def test_wrong_programs_fail(sandbox):
     results = run(sandbox, WRONG)
-    allowed = "failed", "exception"
-    assert {name: result for name, result in results.items() if result.outcome not in allowed} == {}
+    lies = {name for name in results if name.startswith("a method of the prompt's class replaced")}
+    for name, result in results.items():
+        assert result.outcome in (("violation",) if name in lies else ("failed", "exception")), (name, result)
     assert all(result.fraction < 1 for result in results.values())
 
 
@@ -124,6 +125,17 @@ def test_a_loop_over_its_own_values_gives_no_credit(sandbox):
     code = "def f():\n    for _ in range(500): yield 3\n    raise SystemExit"
     known, unknown = (sandbox.check(code, ENDLESS, "f", "", n_tests) for n_tests in (2, None))
     assert (known.n_passed, known.n_tests) == (2, 501) and unknown.fraction == 0
+
+
+def test_a_longer_loop_gives_no_more_credit_than_the_reference_had(sandbox):
+    """It runs to the end of the test, so it is whole; but it has chosen how often it is asked."""
+    test = (
+        "def check(f):\n    r = f()\n    for x in r:\n        assert x > 0\n    assert r == [1, 2, 3, 4, 5]\n"
+    )
+    result = sandbox.check("def f(): return [1] * 100000", test, "f", "", 6)
+    assert (result.outcome, result.n_passed, result.n_tests) == ("failed", 5, 6)
+    many = sandbox.check("def f(): return [1, 0] * 5", test, "f", "", 6)
+    assert (many.outcome, many.n_passed) == ("failed", 0)
 
 
 def test_preflight_notes_how_many_comparisons_there_are(sandbox):
