@@ -384,7 +384,7 @@ if __name__ == "__main__":
     for row, ending in product(rows, ENDINGS):
         row |= {"engine": row.get("engine", "transformers")}
         if (level := task_of[row["task_id"]].get("difficulty")) is not None:
-            row["difficulty"] = str(level)
+            row["difficulty"] = " ".join(str(level).split())
         if base := base_of.get(row["task_id"]):  # what passes all tests passes these
             passed = row[f"passed{ending}"] or verdict(row, ending, **base).outcome == "passed"
             row[f"passed_base{ending}"] = passed
@@ -397,7 +397,7 @@ if __name__ == "__main__":
         **scores(rows, ks),
         "eval_seconds": time.time() - start,  # since the last start
         "data_path": cfg.data_path,
-        "protocol": {**protocol, "batch_size": cfg.batch_size},
+        "protocol": protocol | ({} if given else {"batch_size": cfg.batch_size}),
         "sandbox": sandbox.report,
     }
     Path(f"{prefix}_per_task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -437,7 +437,7 @@ def test_results_of_human_eval(tmp_path):
     assert done.returncode == 0, done.stderr
     assert cells(done.stdout) == [
         ["best", "100.0 % (43.9 to 100.0)", "3 / 3"],
-        ["samples.jsonl_results.jsonl", "55.6 %", "3 / 6"],
+        ["samples.jsonl_results.jsonl", "55.6 % (0.0 to 100.0)", "3 / 6"],
     ]
     (pair,) = map(json.loads, (tmp_path / "results/pairs.jsonl").read_text().splitlines())
     assert (pair["change"], pair["lost"]) == (pytest.approx(-4 / 9), ["T/0", "T/2"])

@@ -122,7 +122,7 @@ def test_figures_of_the_report_follow_from_the_files(tmp_path):
     data = data_of(page)
     lines = (tmp_path / "results.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    assert data["table"] == [cells[0], *cells[2:]]
+    assert data["tables"][0][1] == [cells[0], *cells[2:]]
     for i, name in enumerate(data["runs"]):
         rows = [json.loads(line) for line in (tmp_path / f"{name}_per_task.jsonl").read_text().splitlines()]
         assert [task["id"] for task in data["tasks"]] == [row["task_id"] for row in rows]
@@ -136,7 +136,7 @@ def test_figures_of_the_report_follow_from_the_files(tmp_path):
             text = "\n".join("".join(text for _, text in line) for line in data["codes"][entry["code"]])
             assert text == row["completion"].removeprefix("\n")
         score = sum(task["runs"][i]["passed"] for task in data["tasks"])
-        assert data["table"][i + 1][4] == f"{score} / {len(data['tasks'])}"
+        assert data["tables"][0][1][i + 1][4] == f"{score} / {len(data['tasks'])}"
     assert len(data["pairs"]) == len(data["runs"]) * (len(data["runs"]) - 1) // 2
     assert data["pairs"] == [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert all(f"- {pair['text']}" in lines for pair in data["pairs"])
