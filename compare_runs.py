@@ -319,7 +319,7 @@ def notes(runs: list[dict], pairs: list[dict]) -> list[str]:
         by_chance = (
             f"about {num_tests / 20:.1f} would seem real even if no two runs differed"  # the safe side
         )
-        of_levels = f", and {num_levels} times one level of a pair," if num_levels else ""
+        of_levels = f" and {num_levels} of their levels" if num_levels else ""
         lines.append(f"{len(pairs)} pairs{of_levels} are compared at p < 0.05: {by_chance}.")
     return lines
 
