@@ -373,8 +373,7 @@ if __name__ == "__main__":
 
     # ---- verdicts ---------------------------------------------------------------------------------------
     rows = [rows[name, sample] for name in task_of for sample in range(cfg.n_samples)]
-    with_base = [task for task in tasks if task.get("base_test")]
-    base_of = {task["task_id"]: {"test": task["base_test"], "n_tests": None} for task in with_base}
+    base_of = {name: {"test": task["base_test"]} for name, task in task_of.items() if task.get("base_test")}
     for row, ending in product(rows, ENDINGS):
         result = verdict(row, ending)
         row |= {f"passed{ending}": result.outcome == "passed", f"outcome{ending}": result.outcome}

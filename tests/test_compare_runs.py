@@ -540,8 +540,9 @@ def test_new_figures_must_follow_from_the_rows_too(tmp_path, change):
     rows = [row | {"hit_token_limit": False} for row in leveled("0011", "eeee")]
     path = write_rows(tmp_path, "a", rows)
     figures = {**scores(rows), "num_pass_truncated": 2}
-    figures["by_difficulty"]["easy"]["interval"] = [0.1, 0.2]
-    assert compare_runs.read_run(metrics(tmp_path, "a", **figures))["mean_pass_rate"] == 0.75
+    figures["by_difficulty"]["easy"]["interval"] = "of another scipy"
+    run = compare_runs.read_run(metrics(tmp_path, "a", **figures))
+    assert run["mean_pass_rate"] == 0.75 and run["by_difficulty"] == scores(rows)["by_difficulty"]
     kinds = "disagree on|is missing or broken"
     with pytest.raises(SystemExit, match=f"{next(iter(change))} ({kinds})|({kinds}) {next(iter(change))}"):
         compare_runs.read_run(metrics(tmp_path, "a", **{**figures, **change}))
@@ -560,7 +561,7 @@ def test_engines_that_differ():
     protocols = {"old": before, "new": before | {"engine": "transformers"}, "far": {"engine": "vllm"}}
     runs = [run_of(name, protocol=protocol) for name, protocol in protocols.items()]
     assert "Warning" not in "".join(compare_runs.notes(runs[:2], pairs=[]))
-    unknown, warning, *_ = compare_runs.notes(runs, pairs=[])
+    unknown, warning, _, _ = compare_runs.notes(runs, pairs=[])
     assert unknown == "Warning: not known of far: precision, version of transformers."
     assert warning.endswith('engine differs: "transformers" in old, new; "vllm" in far.')
     runs[2]["protocol"] = None

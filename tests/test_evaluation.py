@@ -145,7 +145,7 @@ def test_bands_and_passing_rates():
     rates = [0.0, 1 / 6, 1 / 5, 2 / 5, 0.59, 3 / 5, 4 / 5, 99 / 100, 1.0, 1.0]
     assert list(bands(rates).values()) == [2, 1, 2, 1, 2, 2]
     rows = [{"task_id": name, "passed": rate == 1, "pass_rate": rate} for name, rate in zip("aabbc", rates)]
-    assert scores(rows[:4])["mean_pass_rate"] == pytest.approx((1 / 12 + 3 / 10) / 2)
+    assert scores(rows[:3])["mean_pass_rate"] == pytest.approx((1 / 12 + 1 / 5) / 2)  # of two tasks
     del rows[3]["pass_rate"]
     assert {"mean_pass_rate", "bands", "by_difficulty"} & scores(rows).keys() == set()
 
@@ -659,7 +659,7 @@ def test_forms_of_completions(tmp_path):
         {"completion": " ; return prod(xs)\n"},  # in a line of its own, it is no Python
         {"completion": " ; return prod(xs)\n", "cut_at": 0, "gen_len": 7, "hit_token_limit": True},  # ours
         {"solution": f"{PROMPT}    return prod(xs)\nprint(xs)\n"},
-        {"solution": whole + "print(product([1]))\nprint(xs)\n"},
+        {"solution": whole + "product(7)\n"},  # no stop word: only the syntax tree cuts it
         {"solution": "def product(xs):\n    return prod(xs)\n"},  # its import stands in the prompt alone
     ]
     rows, metrics = score_file(tmp_path, [{"task_id": "X/0", **row} for row in forms])
