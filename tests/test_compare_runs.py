@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from matplotlib import pyplot as plt
 
 import compare_runs
 import report
+from data.scores import scores
 
 
 def metrics(folder, name, **changes):
@@ -437,10 +439,134 @@ def test_results_of_human_eval(tmp_path):
     assert done.returncode == 0, done.stderr
     assert cells(done.stdout) == [
         ["best", "100.0 % (43.9 to 100.0)", "3 / 3"],
-        ["samples.jsonl_results.jsonl", "55.6 %", "3 / 6"],
+        ["samples.jsonl_results.jsonl", "55.6 % (0.0 to 100.0)", "3 / 6"],
     ]
     (pair,) = map(json.loads, (tmp_path / "results/pairs.jsonl").read_text().splitlines())
     assert (pair["change"], pair["lost"]) == (pytest.approx(-4 / 9), ["T/0", "T/2"])
+
+
+def test_files_of_before_give_the_same_table(tmp_path):
+    """Those of results/tiny have neither passing rates nor levels nor an engine."""
+    done = compare(tmp_path, ROOT / "results/tiny", "--results_dir", "out")
+    assert done.returncode == 0, done.stderr
+    old, new = (path / "pairs.jsonl" for path in (ROOT / "results/tiny", tmp_path / "out"))
+    assert new.read_text() == old.read_text()
+    old, new = (path.with_name("results.md").read_text() for path in (old, new))
+    assert cells(new) == [row[:-1] for row in cells(old)]  # the logs, which tell the time, are not there
+    assert new.split("|\n\n")[1] == old.split("|\n\n")[1]
+
+
+# ---- levels, base tests, engines ----
+
+
+def leveled(passed, levels, base=None):
+    """Rows with a level for each character of `levels`; who fails has passed half of the tests."""
+    rows = tasks(passed)
+    for row, level, mark in zip(rows, levels, base or passed, strict=True):
+        row |= {"difficulty": {"e": "easy", "h": "hard | 1"}[level], "passed_base": mark == "1"}
+        row |= {
+            "pass_rate": 1.0 if row["passed"] else 0.5,
+            "outcome": "passed" if row["passed"] else "failed",
+        }
+    return rows
+
+
+def test_levels_have_their_own_tables_and_tests(tmp_path):
+    """30 easy tasks, of which b gains 6 (p = 2 / 2^6); 29 hard ones are too few to be tested."""
+    levels = "e" * 30 + "h" * 29
+    write_rows(tmp_path, "a", leveled("0" * 59, levels, base="1" * 15 + "0" * 44))
+    write_rows(tmp_path, "b", leveled("1" * 6 + "0" * 53, levels))
+    done = compare(tmp_path, "--html")
+    assert done.returncode == 0, done.stderr
+    main, easy, hard, counts = re.findall(r"(?:^\|.*\n)+", done.stdout, re.M)
+    header = [cell.strip() for cell in main.splitlines()[0].split("|")]
+    assert header[5:7] == ["base tests raw / truncated", "passing rate raw / truncated"]
+    assert [row[3:6] for row in cells(main)] == [
+        ["0 / 59", "25.4 / - %", "50.0 / - %"],  # 15 of 59
+        ["6 / 59", "10.2 / - %", "55.1 / - %"],  # (6 + 53 / 2) / 59
+    ]
+    assert [row[3:6] for row in cells(easy)] == [
+        ["0 / 30", "50.0 / - %", "50.0 / - %"],
+        ["6 / 30", "20.0 / - %", "60.0 / - %"],
+    ]
+    assert [row[3] for row in cells(hard)] == ["0 / 29", "0 / 29"]
+    assert cells(counts) == [["a", "0", "0", "59", "0", "0", "0"], ["b", "0", "0", "53", "0", "0", "6"]]
+    assert "Difficulty easy, 30 tasks\n" in done.stdout and "Difficulty hard | 1, 29 tasks" in done.stdout
+    assert "It is not pass@1: a program that passes nine tests of ten is wrong." in done.stdout
+    assert "1 pairs and 1 of their levels are compared at p < 0.05: about 0.1 " in done.stdout
+    (pair,) = map(json.loads, (tmp_path / "results/pairs.jsonl").read_text().splitlines())
+    assert list(pair["by_difficulty"]) == ["easy"] and pair["by_difficulty"]["easy"]["p"] == 2 / 2**6
+    assert f"  - easy: {pair['by_difficulty']['easy']['text']}" in done.stdout.splitlines()
+
+
+def test_one_level_is_no_second_test():
+    pair = pair_of(leveled("0" * 40, "e" * 40), leveled("1" * 40, "e" * 40))
+    assert "by_difficulty" not in pair
+
+
+def test_a_level_is_found_in_either_run():
+    """Another tool's verdicts do not name it."""
+    plain, rows = tasks("0" * 40), leveled("1" * 40, "e" * 30 + "h" * 10)
+    for pair in pair_of(plain, rows), pair_of(rows, plain):
+        assert {level: part["num_tasks"] for level, part in pair["by_difficulty"].items()} == {"easy": 30}
+
+
+def test_passing_rates_alone_change_no_table(tmp_path):
+    """Files without levels, as HumanEval, have the columns that they always had."""
+    rows = [{**row, "pass_rate": 0.25} for row in tasks("0011")]
+    write_rows(tmp_path, "a", rows)
+    with_rates = compare(tmp_path).stdout
+    write_rows(tmp_path, "a", tasks("0011"))
+    assert compare(tmp_path).stdout == with_rates
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean_pass_rate": 0.5},
+        {"bands": {"[0, 0.2)": 4}},
+        {"bands": "x"},
+        {"by_difficulty": {}},
+        {"by_difficulty": "easy"},
+        {"by_difficulty": {"easy": {"num_pass": 1}}},
+        {"by_difficulty": {"hard | 1": None}},
+        {"num_pass_base": 3},
+        {"pass_at_1_base": 0.1},
+        {"num_hit_token_limit": 7},
+    ],
+)
+def test_new_figures_must_follow_from_the_rows_too(tmp_path, change):
+    """The intervals need not: they depend on the random numbers of a library."""
+    rows = [row | {"hit_token_limit": False} for row in leveled("0011", "eeee")]
+    path = write_rows(tmp_path, "a", rows)
+    figures = {**scores(rows), "num_pass_truncated": 2}
+    figures["by_difficulty"]["easy"]["interval"] = "of another scipy"
+    run = compare_runs.read_run(metrics(tmp_path, "a", **figures))
+    assert run["mean_pass_rate"] == 0.75 and run["by_difficulty"] == scores(rows)["by_difficulty"]
+    kinds = "disagree on|is missing or broken"
+    with pytest.raises(SystemExit, match=f"{next(iter(change))} ({kinds})|({kinds}) {next(iter(change))}"):
+        compare_runs.read_run(metrics(tmp_path, "a", **{**figures, **change}))
+    assert path.exists()
+
+
+def test_without_rows_there_are_no_levels(tmp_path):
+    """Nobody could check them."""
+    run = compare_runs.read_run(metrics(tmp_path, "a", by_difficulty={"easy": {"num_pass": "x"}}, bands=3))
+    assert compare_runs.level_tables([run]) == []
+
+
+def test_engines_that_differ():
+    """Files of before that name transformers' version were generated by it; of others it is not known."""
+    before = {"versions": {"transformers": "5"}, "precision": "x"}
+    protocols = {"old": before, "new": before | {"engine": "transformers"}, "far": {"engine": "vllm"}}
+    runs = [run_of(name, protocol=protocol) for name, protocol in protocols.items()]
+    assert "Warning" not in "".join(compare_runs.notes(runs[:2], pairs=[]))
+    unknown, warning, _, _ = compare_runs.notes(runs, pairs=[])
+    assert unknown == "Warning: not known of far: precision, version of transformers."
+    assert warning.endswith('engine differs: "transformers" in old, new; "vllm" in far.')
+    runs[2]["protocol"] = None
+    warnings = compare_runs.notes(runs[1:], pairs=[])
+    assert 'Warning: unequal protocols, engine differs: "transformers" in new; null in far.' in warnings
 
 
 def test_results_of_evalplus(tmp_path, monkeypatch):
@@ -537,6 +663,9 @@ GOOD = json.dumps(tasks("1")[0])
         (GOOD.replace('"T/0"', "0"), "line 1: .*task_id"),
         (GOOD.replace('"task_id"', '"id"'), "line 1: .*task_id"),
         (GOOD.replace("10,", '"ten",'), "line 1: .*gen_len"),
+        (GOOD.replace("10,", '10, "pass_rate": 1.5,'), "line 1: .*pass_rate"),
+        (GOOD.replace("10,", '10, "difficulty": 1,'), "line 1: .*difficulty"),
+        (GOOD.replace("10,", '10, "hit_token_limit": "no",'), "line 1: .*hit_token_limit"),
         (GOOD.replace("10,", "1" + "0" * 400 + ","), "line 1: .*gen_len"),
         ("[1]", "line 1"),
         ("null", "line 1"),

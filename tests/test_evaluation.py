@@ -26,7 +26,7 @@ from transformers.cache_utils import DynamicLayer
 
 import eval_humaneval as ev
 from data.check_tasks import overlaps
-from data.scores import GENERATED, interval, pass_at_k, scores
+from data.scores import GENERATED, bands, interval, pass_at_k, read_completions, scores
 from sandbox import Sandbox, program, read_tasks, reference, score, start_scoring
 
 BASE = str(ROOT / "data/tiny_coder")
@@ -138,6 +138,30 @@ def test_scores_of_rows():
     assert (found["pass_at_1_truncated"], found["pass_at_2_truncated"]) == (0.5, 0.5)
     assert found["outcomes"] == {"passed": 1, "failed": 1, "exception": 2}
     assert (found["avg_gen_len"], found["num_hit_token_limit"]) == (10, 2)
+
+
+def test_bands_and_passing_rates():
+    """An edge belongs to the band above it; what passes all is not in one band with 0.8."""
+    rates = [0.0, 1 / 6, 1 / 5, 2 / 5, 0.59, 3 / 5, 4 / 5, 99 / 100, 1.0, 1.0]
+    assert list(bands(rates).values()) == [2, 1, 2, 1, 2, 2]
+    rows = [{"task_id": name, "passed": rate == 1, "pass_rate": rate} for name, rate in zip("aabbc", rates)]
+    assert scores(rows[:3])["mean_pass_rate"] == pytest.approx((1 / 12 + 1 / 5) / 2)  # of two tasks
+    del rows[3]["pass_rate"]
+    assert {"mean_pass_rate", "bands", "by_difficulty"} & scores(rows).keys() == set()
+
+
+def test_levels_and_base_tests_by_hand():
+    """Level z has task a (1 of 2 pass, both on the base tests), level y task b; c has no level."""
+    marks = [("a", "z", 1, 1), ("a", "z", 0, 1), ("b", "y", 0, 0), ("b", "y", 0, 0), ("c", None, 1, 1)]
+    rows = [{"task_id": t, "passed": p > 0, "passed_base": q > 0, "difficulty": d} for t, d, p, q in marks]
+    found = scores([*rows, rows[-1]])
+    assert list(found["by_difficulty"]) == ["z", "y"]  # in order of first appearance
+    z, y = found["by_difficulty"].values()
+    assert (z["num_tasks"], z["num_samples"], z["num_pass"], z["pass_at_1"]) == (1, 2, 1, 0.5)
+    assert (z["num_pass_base"], z["pass_at_1_base"], y["pass_at_1_base"]) == (2, 1.0, 0.0)
+    assert (found["num_pass_base"], found["pass_at_1_base"]) == (4, pytest.approx(2 / 3))
+    assert y["interval"] == interval([0]) and z["interval"] is None
+    assert not any("truncated" in name or "rate" in name for name in found | z)  # the rows say nothing of it
 
 
 def test_random_numbers_belong_to_the_sample():
@@ -579,6 +603,159 @@ def test_damaged_run_config(folder, text):
 def test_wrong_flags(folder, flags, part):
     assert part in refusal(folder, *flags)
     assert not (folder / "results").exists()
+
+
+# ---- completions from elsewhere ----
+
+PROMPT = """from math import prod
+
+
+def twice(x):
+    return 2 * x
+
+
+def product(xs):
+    \"\"\"The product.\"\"\"
+"""
+TASK = {
+    "task_id": "X/0",
+    "prompt": PROMPT,
+    "canonical_solution": "    return prod(xs)\n",
+    "test": "def check(candidate):\n    for n in range(4):\n"  # how many are executed, only a run tells
+    "        assert candidate([n, 2]) == twice(n)\n",
+    "base_test": "def check(f):\n    assert f([0, 2]) == 0\n    assert f([3, 2]) == 6\n",
+    "entry_point": "product",
+    "difficulty": "hard",
+}
+ENDS = "    calls.append(1)\n    if len(calls) > 2:\n        raise SystemExit\n    return prod(xs)\n"
+BODIES = {  # of product: passing rate, passes base_test
+    "    return prod(xs)\n": (1.0, True),
+    "    return 1 if xs[0] == 1 else prod(xs)\n": (0.75, True),
+    "    return 0\n": (0.25, False),
+    f"    global calls\n    calls = globals().get('calls', [])\n{ENDS}": (0.5, True),
+    "    return (\n": (0.0, False),
+}
+
+
+def score_file(folder, rows, *flags):
+    """The rows that the script makes of a file of completions, and the metrics; without a model."""
+    write(folder / "given.jsonl", rows)
+    evaluate(folder, "--completions_path", folder / "given.jsonl", "--model_path", "none", *flags)
+    results = folder / "results"
+    return lines(results / "base_per_task.jsonl"), json.loads((results / "base_metrics.json").read_text())
+
+
+def test_passing_rates_and_base_tests(tmp_path):
+    """Of a test with four asserts in a loop: whoever ends early has passed no more than was executed."""
+    write(tmp_path / "tasks.jsonl", [TASK])
+    rows, metrics = score_file(tmp_path, [{"task_id": "X/0", "completion": body} for body in BODIES])
+    found = [(row["pass_rate"], row["passed_base"]) for row in rows]
+    assert found == list(BODIES.values())
+    assert [row["passed"] for row in rows] == [rate == 1 for rate, _ in BODIES.values()]
+    assert all(row[f"{name}_truncated"] == row[name] for row in rows for name in ("pass_rate", "passed_base"))
+    assert {row["difficulty"] for row in rows} == {"hard"}
+    assert metrics["num_pass_base"] == 3 and metrics["pass_at_1_base_truncated"] == pytest.approx(3 / 5)
+    assert metrics["mean_pass_rate"] == metrics["by_difficulty"]["hard"]["mean_pass_rate"] == 0.5
+    assert list(metrics["bands"].values()) == [1, 1, 1, 1, 0, 1]
+    assert {name: metrics[name] for name in scores(rows)} == scores(rows)
+
+
+def test_forms_of_completions(tmp_path):
+    """Each runs as its own tool runs it: as prompt + completion, or by itself with helpers for the test."""
+    write(tmp_path / "tasks.jsonl", [TASK])
+    whole = "from math import prod\ndef product(xs):\n    return prod(xs)\n"
+    forms = [
+        {"completion": "    return prod(xs)\n", "engine": "one"},
+        {"completion": " ; return prod(xs)\n"},  # in a line of its own, it is no Python
+        {"completion": " ; return prod(xs)\n", "cut_at": 0, "gen_len": 7, "hit_token_limit": True},  # ours
+        {"solution": f"{PROMPT}    return prod(xs)\nprint(xs)\n"},
+        {"solution": whole + "product(7)\n"},  # no stop word: only the syntax tree cuts it
+        {"solution": "def product(xs):\n    return prod(xs)\n"},  # its import stands in the prompt alone
+    ]
+    rows, metrics = score_file(tmp_path, [{"task_id": "X/0", **row} for row in forms])
+    outcomes = [(row["outcome"], row["outcome_truncated"]) for row in rows]
+    syntax, exception = ("syntax", "syntax"), ("exception", "exception")
+    stopped = ("exception", "passed")
+    assert outcomes == [("passed", "passed"), syntax, ("passed", "passed"), stopped, stopped, exception]
+    assert rows[0]["completion"] == "\n    return prod(xs)\n"
+    assert rows[3]["completion"] == "\n    return prod(xs)\nprint(xs)\n"
+    assert rows[4]["completion"] == forms[4]["solution"] and rows[4]["whole_program"] is True
+    assert "whole_program" not in rows[3]
+    assert [row["gen_len"] for row in rows] == [None, None, 7, None, None, None]
+    assert (rows[2]["hit_token_limit"], metrics["avg_gen_len"]) == (True, None)
+    assert metrics["protocol"]["engine"] == "one, unknown engine"
+    assert (metrics["protocol"]["n_samples"], metrics["model_path"], metrics["method"]) == (6, None, None)
+    assert not {"precision", "max_new_tokens", "device", "batch_size"} & metrics["protocol"].keys()
+    again, _ = score_file(tmp_path, rows)
+    assert again == rows
+
+
+def test_our_own_rows_are_scored_as_they_were(interrupted, tmp_path):
+    """Finished or not; and no figure that needs a length is lost."""
+    folder, text = interrupted
+    write(tmp_path / "tasks.jsonl", MINI[:6])
+    rows = lines(folder / "results/base_per_task.jsonl")
+    before = json.loads((folder / "results/base_metrics.json").read_text())
+    for some in rows, [json.loads(line) for line in text.splitlines()]:
+        again, metrics = score_file(tmp_path, some)
+        assert again == rows
+        assert {name: metrics[name] for name in scores(rows)} == {name: before[name] for name in scores(rows)}
+        assert metrics["protocol"]["engine"] == "transformers" and metrics["avg_gen_len"] > 0
+
+
+GIVEN = [{"task_id": task["task_id"], "completion": "    pass\n"} for task in MINI[:6]]
+
+
+@pytest.mark.parametrize(
+    "rows, part",
+    [
+        (GIVEN[1:3], "4 tasks have no completion: mini_dev/0, mini_dev/3, mini_dev/4, ..."),
+        ([*GIVEN, GIVEN[2]], "mini_dev/2 has 2 completions and mini_dev/5 has 1"),
+        (
+            [*GIVEN, {**GIVEN[0], "task_id": "mini_dev/99"}],
+            "line 7: ValueError: task_id 'mini_dev/99' is not",
+        ),
+        ([*GIVEN, {**GIVEN[0], "task_id": ["x"]}], "line 7: ValueError: task_id ['x'] is not"),
+        ([{"task_id": "mini_dev/0"}], "line 1: ValueError: completion or solution is missing"),
+        ([{**GIVEN[0], "solution": 3}], "line 1: ValueError: completion or solution is missing"),
+        ([GIVEN], "an array of 6"),
+        ([], "there is no row in it"),
+        ([3], "line 1: TypeError"),
+    ],
+)
+def test_completions_that_cannot_be_scored(folder, rows, part):
+    write(folder / "given.jsonl", rows)
+    message = refusal(folder, "--completions_path", folder / "given.jsonl")
+    assert part in message and "given.jsonl" in message
+    assert not (folder / "results").exists()
+
+
+def test_completions_that_are_not_json(folder):
+    (folder / "given.jsonl").write_text(json.dumps(GIVEN[0]) + "\n{")
+    assert "given.jsonl, line 2: JSONDecodeError" in refusal(
+        folder, "--completions_path", folder / "given.jsonl"
+    )
+    assert "absent, line 1: No such file" in refusal(folder, "--completions_path", folder / "absent")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(["task_id", "completion", "solution", "engine"]), JSON | st.text())
+    )
+)
+def test_fuzz_completions(tmp_path_factory, rows):
+    """Whatever stands in a file, each task has its completions or there is one line."""
+    path = tmp_path_factory.mktemp("fuzz") / "given.jsonl"
+    write(path, rows)
+    try:
+        read_completions(path, [TASK])
+    except SystemExit as stop:
+        assert str(path) in stop.code and "\n" not in stop.code
+    write(path, [{"completion": "\ud800", **row, "task_id": "X/0"} for row in rows])
+    texts = [row.get("solution", row.get("completion", "")) for row in rows]
+    if rows and all(isinstance(text, str) for text in texts):
+        assert len(read_completions(path, [TASK])) == len(rows)
 
 
 # ---- speed ----

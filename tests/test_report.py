@@ -122,7 +122,7 @@ def test_figures_of_the_report_follow_from_the_files(tmp_path):
     data = data_of(page)
     lines = (tmp_path / "results.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    assert data["table"] == [cells[0], *cells[2:]]
+    assert data["tables"][0][1] == [cells[0], *cells[2:]]
     for i, name in enumerate(data["runs"]):
         rows = [json.loads(line) for line in (tmp_path / f"{name}_per_task.jsonl").read_text().splitlines()]
         assert [task["id"] for task in data["tasks"]] == [row["task_id"] for row in rows]
@@ -136,7 +136,7 @@ def test_figures_of_the_report_follow_from_the_files(tmp_path):
             text = "\n".join("".join(text for _, text in line) for line in data["codes"][entry["code"]])
             assert text == row["completion"].removeprefix("\n")
         score = sum(task["runs"][i]["passed"] for task in data["tasks"])
-        assert data["table"][i + 1][4] == f"{score} / {len(data['tasks'])}"
+        assert data["tables"][0][1][i + 1][4] == f"{score} / {len(data['tasks'])}"
     assert len(data["pairs"]) == len(data["runs"]) * (len(data["runs"]) - 1) // 2
     assert data["pairs"] == [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert all(f"- {pair['text']}" in lines for pair in data["pairs"])
@@ -230,6 +230,7 @@ def test_a_script_that_got_in_would_not_run(hostile, browser, tmp_path):
 def test_filters(hostile, opened):
     """base: T/0 only does not stop, T/2 passes; the other passes T/0 and T/1."""
     page = opened(hostile)
+    assert not page.locator("#of_level").is_visible()  # no task has a level
     page.locator("#b").select_option("1")
     expected = {"all": [0, 1, 2, 3], "gained": [0, 1], "lost": [2], "both": [], "neither": [3]}
     for change, numbers in expected.items():
@@ -300,6 +301,34 @@ def test_matrix_of_pairs(tmp_path, opened):
     assert page.locator('#matrix button[aria-pressed="true"]').all_inner_texts() == ["+87.5"]
     page.locator("#b").select_option("3")
     assert page.locator("#sentence").inner_text() == ""
+
+
+def test_levels_and_base_tests(tmp_path, opened):
+    """Tables per level, tests per level beside the sentence, a filter, and what a wrong program passed."""
+    for name, passed in (("a", 0), ("b", 1)):
+        rows = [
+            {"task_id": f"T/{i}", "passed": i < 6 * passed, "completion": "\n    pass"} for i in range(40)
+        ]
+        for i, row in enumerate(rows):
+            row |= {"difficulty": "easy" if i < 30 else "hard", "pass_rate": float(row["passed"]) or 0.375}
+            row["passed_base"] = i % 2 == 0 or row["passed"]
+        (tmp_path / f"{name}_per_task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = opened(report_of(tmp_path))
+    titles = ["Difficulty easy, 30 tasks", "Difficulty hard, 10 tasks"]
+    assert page.locator("#levels h3").all_inner_texts()[:2] == titles
+    easy, hard = (page.locator("#levels table").nth(i) for i in (0, 1))
+    assert easy.locator("td").nth(2).inner_text() == "0 / 30" and "0 / 10" in hard.inner_text()
+    lines = page.locator("#sentence p").all_inner_texts()
+    assert [line.split(";")[0] for line in lines] == [
+        "b solves 6 more of 40 than a",
+        "easy: b solves 6 more of 30 than a",
+    ]
+    page.locator("#level").select_option("hard")
+    assert listed(page) == [f"T/{i}" for i in range(30, 40)]
+    heads = page.locator(".columns .faint").all_inner_texts()
+    assert heads == [" 37 % of the tests, passes the base tests"] * 2
+    page.locator("#list button").nth(1).click()
+    assert page.locator(".columns .faint").first.inner_text() == " 37 % of the tests"
 
 
 def test_fits_the_screen(hostile, opened):
