@@ -277,8 +277,9 @@ def settings(run: dict) -> dict:
     protocol = {"dataset_sha256": run["data_path"], **(run.get("protocol") or {})}
     versions = protocol.pop("versions", None) or {}
     versions = {f"version of {name}": version for name, version in versions.items()}
-    engine = {"engine": "transformers"} if "version of transformers" in versions else {}  # of older files
-    return {**engine, **protocol, **versions, "num_tasks": run["num_tasks"]}
+    older = {"engine": "transformers", "prompt_format": "completion"}  # the only ones there were
+    older = older if "version of transformers" in versions else {}
+    return {**older, **protocol, **versions, "num_tasks": run["num_tasks"]}
 
 
 def notes(runs: list[dict], pairs: list[dict]) -> list[str]:

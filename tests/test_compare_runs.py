@@ -562,7 +562,7 @@ def test_engines_that_differ():
     runs = [run_of(name, protocol=protocol) for name, protocol in protocols.items()]
     assert "Warning" not in "".join(compare_runs.notes(runs[:2], pairs=[]))
     unknown, warning, _, _ = compare_runs.notes(runs, pairs=[])
-    assert unknown == "Warning: not known of far: precision, version of transformers."
+    assert unknown == "Warning: not known of far: precision, prompt_format, version of transformers."
     assert warning.endswith('engine differs: "transformers" in old, new; "vllm" in far.')
     runs[2]["protocol"] = None
     warnings = compare_runs.notes(runs[1:], pairs=[])

@@ -225,8 +225,8 @@ WRONG = {  # what a program returns, and what becomes of it
     "__import__('numpy').mean(xs)": "exception",
     "[]": "failed",  # numpy would broadcast it: close to every number
     "[sum(xs) / len(xs)]": "failed",
-    ARRAY % "(0,)": "exception",  # numpy would read the judge's memory there
-    ARRAY % "(1,)": "exception",
+    ARRAY % "(0,)": "failed",  # numpy would read the judge's memory there
+    ARRAY % "(1,)": "failed",
 }
 
 
