@@ -33,7 +33,7 @@ from contextlib import suppress
 from data.evalplus import LITERAL, from_evalplus, from_mbpp_plus, mended
 
 FIELDS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
-OPERATORS = {ast.Eq: "eq", ast.NotEq: "ne", ast.Sub: "sub"}
+OPERATORS = {ast.Eq: "eq", ast.NotEq: "ne", ast.Sub: "sub", ast.Div: "truediv"}
 CALL_CHECK = "\n\ncheck(__candidate__)\n"
 ARRAYS = """
 import numpy, numpy.testing
@@ -51,9 +51,12 @@ def __strict__(act):
         return act(*args, **kwargs)
     return compare
 
-def __one_shape__(name, a, b):
+def __one_shape__(name, is_literal, a, b):
     kinds = {type(x).__name__ for x in (a, b) if type(x).__module__ == "numpy"}
-    if "ndarray" in kinds and (name != "sub" or len(kinds) == 1): __check__(a, b)  # not x - x.mean()
+    if "ndarray" in kinds:
+        if is_literal or name in ("sub", "truediv") and len(kinds) > 1:  # x == 0, x - x.mean()
+            assert numpy.size(a) * numpy.size(b), "an empty array"
+        else: __check__(a, b)
     return getattr(__import__("operator"), name)(a, b)
 
 for __name in "allclose isclose array_equiv equal not_equal less less_equal greater greater_equal".split():
@@ -258,7 +261,7 @@ class CountAsserts(ast.NodeTransformer):
 
 
 class OneShape(ast.NodeTransformer):
-    """Let ARRAYS compute ==, != and - in a test that uses numpy."""
+    """Let ARRAYS compute ==, !=, - and / in a test that uses numpy."""
 
     def visit_Compare(self, node):
         return self.computed(node, node.ops[0], node.left, *node.comparators)
@@ -268,12 +271,12 @@ class OneShape(ast.NodeTransformer):
 
     def computed(self, node, operator, *parts):
         self.generic_visit(node)
+        if type(operator) not in OPERATORS or len(parts) > 2:
+            return node
         values = [part.operand if isinstance(part, ast.UnaryOp) else part for part in parts]
         is_literal = any(isinstance(value, ast.Constant) for value in values)
-        if type(operator) not in OPERATORS or len(parts) > 2 or is_literal:  # x == 0 is meant so
-            return node
-        act = ast.Constant(OPERATORS[type(operator)])
-        call = ast.Call(ast.Name("__one_shape__", ast.Load()), [act, *parts], [])
+        how = [ast.Constant(OPERATORS[type(operator)]), ast.Constant(is_literal)]
+        call = ast.Call(ast.Name("__one_shape__", ast.Load()), [*how, *parts], [])
         return ast.copy_location(call, node)
 
 

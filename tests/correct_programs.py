@@ -936,6 +936,9 @@ for line in (
     "np.allclose(a=candidate(), b=5.0)",
     "all(map(np.allclose, [candidate()], [5.0]))",
     "np.array(candidate()) == np.mean([5.0])",
+    "(np.array(candidate()) == 5).all()",
+    "np.abs(np.array(candidate()) / e - 1).max(initial=0) < 1e-6",
+    "(np.abs(np.array(candidate()) - np.mean([5.0])) < 1e-6).all()",
     "(np.array(candidate()) == -e).all()",
 ):
     tested(
