@@ -630,6 +630,24 @@ assert candidate(str.upper, ['a']) == ['A']
 assert candidate(random.Random(3).randint, []) == []
 """,
 )
+tested("str.upper stays what it is", "def f(g): return g is str.upper", "assert candidate(str.upper)")
+OPEN = """class Stack:
+    def __init__(self):
+        self.items = []
+
+    def push(self, item):
+        \"\"\"Put an item on top.\"\"\"
+"""
+PUSH = "        self.items.append(item)\n\n    def top(self):\n        return self.items[-1]\n"
+add(
+    PROGRAMS,
+    "the class that the prompt begins",
+    "check",
+    OPEN + PUSH,
+    "def check(candidate):\n    s = candidate()\n    s.push(4)\n    assert s.top() == 4\n",
+    "Stack",
+    OPEN,
+)
 SLOTS = """from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple

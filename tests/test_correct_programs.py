@@ -138,6 +138,14 @@ def test_a_longer_loop_gives_no_more_credit_than_the_reference_had(sandbox):
     assert (many.outcome, many.n_passed) == ("failed", 0)
 
 
+def test_asserts_in_a_function_of_the_test_give_no_credit(sandbox):
+    code = "def f(g):\n    for _ in range(99): g(2)\n    return 1"
+    result = sandbox.check(
+        code, "def check(f):\n    def g(x):\n        assert x == 2\n    assert f(g) == 2", "f"
+    )
+    assert (result.outcome, result.n_passed) == ("failed", 0)
+
+
 def test_preflight_notes_how_many_comparisons_there_are(sandbox):
     test = "def check(candidate):\n    for i in range(1000):\n        assert candidate(i) == i\n"
     task = {
