@@ -54,8 +54,8 @@ if __name__ == "__main__":
     if cfg.n_samples > 1 and cfg.temperature == 0:
         raise SystemExit("--n_samples above 1 needs a --temperature above 0, or all would be equal")
     tasks = read_tasks(cfg.data_path, cfg.prompt_format)
-    base = folder = cfg.model_path  # of the model, of the tokenizer
-    adapter = {}
+    base, adapter = cfg.model_path, {}
+    folder = base  # of the tokenizer
     with stop_with(f"cannot load {cfg.model_path}"):
         if Path(cfg.model_path, "adapter_config.json").is_file():
             adapter = json.loads(Path(cfg.model_path, "adapter_config.json").read_bytes())
@@ -84,7 +84,7 @@ if __name__ == "__main__":
         from vllm.lora.request import LoRARequest
     except ImportError as error:
         raise SystemExit(f"no vLLM ({error}): pip install vllm, in an environment of its own") from None
-    options = {"model": base, "tokenizer": folder, **commit, "tokenizer_revision": commit["revision"]}
+    options = {"model": base, **commit, "skip_tokenizer_init": True}  # token ids in, token ids out
     options |= {"dtype": cfg.dtype, "gpu_memory_utilization": cfg.gpu_memory_utilization}
     options["max_model_len"] = len(prompt_ids[longest]) + cfg.max_new_tokens
     options["generation_config"] = "vllm"  # else the model's own top_p, top_k and penalties are added
@@ -108,9 +108,8 @@ if __name__ == "__main__":
         text = tokenizer.decode(ids, skip_special_tokens=True)
         ended = result.outputs[0].finish_reason == "stop"
         row = {"task_id": task["task_id"], "sample": sample, "completion": text}
-        row["gen_len"] = len(ids) + (
-            ended and not set(ids) & set(stops)
-        )  # with EOS, if vLLM returns it or not
+        is_left_out = ended and set(stops).isdisjoint(ids)  # EOS, which counts like any token
+        row["gen_len"] = len(ids) + is_left_out
         row["hit_token_limit"] = not ended
         row["cut_at"] = len(truncate(task, text))  # characters that truncation leaves
         lines.append(row)

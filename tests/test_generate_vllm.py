@@ -27,10 +27,11 @@ class StandIn:
         self.asked = {}
 
         class LLM:  # only the arguments that the script may use
-            def __init__(llm, *, model, tokenizer, dtype, max_model_len, generation_config, **more):
-                names = "revision tokenizer_revision gpu_memory_utilization enable_lora max_lora_rank".split()
+            def __init__(llm, *, model, skip_tokenizer_init, dtype, max_model_len, generation_config, **more):
+                names = "revision gpu_memory_utilization enable_lora max_lora_rank".split()
                 assert more.keys() <= set(names)
-                self.asked |= more | {"model": model, "tokenizer": tokenizer, "dtype": dtype}
+                assert skip_tokenizer_init
+                self.asked |= more | {"model": model, "dtype": dtype}
                 self.asked |= {"max_model_len": max_model_len, "generation_config": generation_config}
 
             def generate(llm, prompts, params, *, lora_request):
@@ -76,7 +77,7 @@ def test_prompts_are_the_ids_of_all_scripts(folder, vllm):
     prompts = [encode_prompt(TOKENIZER, task) for task in read_tasks(folder / "tasks.jsonl")]
     assert vllm.asked["prompts"] == [{"prompt_token_ids": ids} for ids in prompts]
     assert vllm.asked["max_model_len"] == max(map(len, prompts)) + 24
-    assert vllm.asked["model"] == vllm.asked["tokenizer"] == str(BASE)
+    assert vllm.asked["model"] == str(BASE)
     assert vllm.asked["lora_request"] is None
     assert "enable_lora" not in vllm.asked
 
@@ -154,9 +155,9 @@ def test_adapters(folder, vllm, rank, room):
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     assert complete(folder, "--model_path", adapter).returncode == 0
     assert vllm.asked["lora_request"] == ("adapter", 1, str(adapter))
-    assert vllm.asked["model"] == vllm.asked["tokenizer"] == written(folder)[0]["base_model"] == str(BASE)
+    assert vllm.asked["model"] == written(folder)[0]["base_model"] == str(BASE)
     assert (vllm.asked["enable_lora"], vllm.asked["max_lora_rank"]) == (True, room)
-    assert vllm.asked["revision"] == vllm.asked["tokenizer_revision"] == "main"
+    assert vllm.asked["revision"] == "main"
     for path in BASE.glob("tokenizer*"):  # its own tokenizer, which may have another EOS
         shutil.copy(path, adapter)
     fields = json.loads((adapter / "tokenizer_config.json").read_text()) | {
@@ -164,7 +165,6 @@ def test_adapters(folder, vllm, rank, room):
     }
     (adapter / "tokenizer_config.json").write_text(json.dumps(fields))
     complete(folder, "--model_path", adapter)
-    assert (vllm.asked["model"], vllm.asked["tokenizer"]) == (str(BASE), str(adapter))
     assert sorted(vllm.asked["params"][0]["stop_token_ids"]) == [0, 1]
 
 
