@@ -87,6 +87,7 @@ if __name__ == "__main__":
     options = {"model": base, **commit, "skip_tokenizer_init": True}  # token ids in, token ids out
     options |= {"dtype": cfg.dtype, "gpu_memory_utilization": cfg.gpu_memory_utilization}
     options["max_model_len"] = len(prompt_ids[longest]) + cfg.max_new_tokens
+    options["enable_chunked_prefill"] = False  # with it, seeds fail on a CPU (vLLM 0.30)
     options["generation_config"] = "vllm"  # else the model's own top_p, top_k and penalties are added
     if adapter:  # vLLM has room for the powers of 2 from 8
         options |= {"enable_lora": True, "max_lora_rank": max(8, 1 << (adapter["r"] - 1).bit_length())}

@@ -28,7 +28,9 @@ class StandIn:
 
         class LLM:  # only the arguments that the script may use
             def __init__(llm, *, model, skip_tokenizer_init, dtype, max_model_len, generation_config, **more):
-                names = "revision gpu_memory_utilization enable_lora max_lora_rank".split()
+                names = (
+                    "revision gpu_memory_utilization enable_chunked_prefill enable_lora max_lora_rank".split()
+                )
                 assert more.keys() <= set(names)
                 assert skip_tokenizer_init
                 self.asked |= more | {"model": model, "dtype": dtype}
