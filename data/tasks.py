@@ -149,7 +149,7 @@ def check_cases(cases):
         types = (list, object) if cases.get("fn_name") else (str, str)
         if not pairs or not all(isinstance(part, kind) for pair in pairs for part, kind in zip(pair, types)):
             raise TypeError("a script's are strings, a function's inputs lists of arguments")
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"field 'input_output' is not usable: {type(error).__name__}: {error}") from None
 
 
