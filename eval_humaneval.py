@@ -40,7 +40,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation import TopPLogitsWarper
 
 from data.check_tasks import lossy, overlaps, read_run_config
-from data.evalplus import limits
+from data.evalplus_files import limits
 from data.scores import ENDINGS, left_over, read_completions, scores, summary
 from data.tasks import read_tasks, reference
 from data.truncation import truncate

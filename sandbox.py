@@ -36,7 +36,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import sandbox_worker
-from data.evalplus import limits
+from data.evalplus_files import limits
 from data.tasks import CALL_CHECK, compile_test, defines_check, io_cases, program, reference, stub
 from data.tasks import encode_prompt as encode_prompt  # for all scripts
 from data.tasks import read_tasks as read_tasks

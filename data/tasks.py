@@ -30,7 +30,7 @@ import textwrap
 import threading
 from contextlib import suppress
 
-from data.evalplus import LITERAL, from_evalplus, from_mbpp_plus, mended
+from data.evalplus_files import LITERAL, from_evalplus, from_mbpp_plus, mended
 
 FIELDS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 OPERATORS = {ast.Eq: "eq", ast.NotEq: "ne", ast.Sub: "sub", ast.Div: "truediv"}

@@ -15,7 +15,7 @@ import time
 import pytest
 from conftest import ROOT, run_script
 
-from data.evalplus import limits
+from data.evalplus_files import limits
 from data.tasks import compile_test, stub
 from sandbox import Sandbox, preflight, read_tasks, reference, score
 

@@ -49,6 +49,7 @@ def child(script, flags, output, preparation):
     """What a forked process does: call preparation[0] if there is one, then run the script as __main__."""
     for stream in 1, 2:
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    sys.stdout.reconfigure(line_buffering=True)  # as both streams go into one file
     torch.set_num_threads(1)
     sys.path[:0] = os.environ["PYTHONPATH"].split(":")
     sys.argv = [str(ROOT / script), *map(str, flags)]

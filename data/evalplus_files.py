@@ -84,7 +84,7 @@ def mended(task: dict) -> str:
     """Return the test of a task, without what MENDED says is wrong with it."""
     wrong, right = MENDED.get(task["task_id"], ("", ""))
     if wrong and wrong in task["test"]:
-        print(f"warning: {task['task_id']}: test mended, see MENDED in data/evalplus.py", file=sys.stderr)
+        print(f"warning: {task['task_id']}: test mended, see data/evalplus_files.py", file=sys.stderr)
         return task["test"].replace(wrong, right)
     return task["test"]
 
