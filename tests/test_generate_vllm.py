@@ -81,6 +81,7 @@ def test_prompts_are_the_ids_of_all_scripts(folder, vllm):
     assert vllm.asked["max_model_len"] == max(map(len, prompts)) + 24
     assert vllm.asked["model"] == str(BASE)
     assert vllm.asked["lora_request"] is None
+    assert vllm.asked["enable_chunked_prefill"] is False
     assert "enable_lora" not in vllm.asked
 
 
