@@ -286,8 +286,6 @@ def ppo_loss(logprobs, old_logprobs, completion_mask, advantages, clip_range, ra
 
 if __name__ == "__main__":
     # ---- setup ----------------------------------------------------------------------------------------
-    if {"--samples_per_task", "--baseline", "--kl_coef"} & {word.split("=")[0] for word in sys.argv}:
-        raise SystemExit("--samples_per_task, --baseline and --kl_coef will be found in train_grpo_lora.py")
     cfg = parse_config(Config, free="length_penalty_alpha target_kl seed")
     tracker = None if cfg.report_to == "none" else cfg.report_to
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)

@@ -270,8 +270,6 @@ def reinforce_loss(logprobs: torch.Tensor, advantages: torch.Tensor) -> torch.Te
 
 if __name__ == "__main__":
     # ---- setup ----------------------------------------------------------------------------------------
-    if "--samples_per_task" in sys.argv or "--baseline group" in " ".join(sys.argv):
-        raise SystemExit("--samples_per_task and --baseline group will be found in train_grpo_lora.py")
     cfg = parse_config(Config, free="length_penalty_alpha seed")
     tracker = None if cfg.report_to == "none" else cfg.report_to
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
