@@ -149,9 +149,12 @@ def jsonl(rows) -> str:
 
 
 def write(path, text: str):
-    """Replace a file in one step."""
-    Path(f"{path}.tmp").write_text(text, encoding="utf-8")
-    os.replace(f"{path}.tmp", path)
+    """Replace a file in one step, or leave it as it was."""
+    try:
+        Path(f"{path}.tmp").write_text(text, encoding="utf-8")
+        os.replace(f"{path}.tmp", path)
+    finally:
+        Path(f"{path}.tmp").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
@@ -231,14 +234,14 @@ if __name__ == "__main__":
     folder = Path(args.output_dir)
     with stop_with("the files cannot be written"):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "manifest.json").unlink(missing_ok=True)  # a folder that has it is complete
-        write(folder / "nbest.jsonl", jsonl(nbest))
-        write(folder / "pairs.jsonl", jsonl(pairs))
-        hashes["pairs.jsonl"] = sha256(folder / "pairs.jsonl")
         if args.write_tasks:
             Path(args.write_tasks).parent.mkdir(parents=True, exist_ok=True)
             write(args.write_tasks, jsonl(solved))
             print(f"{args.write_tasks}: {len(solved)} of {len(tasks)} tasks, with their best programs")
+        (folder / "manifest.json").unlink(missing_ok=True)  # a folder that has it is complete
+        write(folder / "nbest.jsonl", jsonl(nbest))
+        write(folder / "pairs.jsonl", jsonl(pairs))
+        hashes["pairs.jsonl"] = sha256(folder / "pairs.jsonl")
         write(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     for kind, what in by_kind.items():
         print(f"{kind}: {what['pairs']} pairs of {what['tasks']} tasks")

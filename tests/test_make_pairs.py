@@ -30,7 +30,8 @@ RIGHT = (
 SAME = "\n    total = a + b\n\n    return (total)  # as the second"
 WRONG = "\n    return a - b", "\n    return 3 +", "\n    return a * b", "\n    x = a\n    return x"
 GOES_ON = tuple(text + "\nprint(undefined)" for text in RIGHT[:2])
-TEXTS = *RIGHT, SAME, *WRONG, *GOES_ON, "", RIGHT[0] + "\nx = 5"
+CUT = RIGHT[0] + "\nx = 5"  # passes, and is cut
+TEXTS = *RIGHT, SAME, *WRONG, *GOES_ON, "", CUT
 
 
 @cache
@@ -113,17 +114,21 @@ def test_pairs_by_hand():
     assert short(make(rows, n_best=1, stop_pairs=0)[0]) == short(pairs)[:1]
     more = [pair["rejected"] for pair in make(rows, pairs_per_chosen=2)[0]]
     assert more == [WRONG[1], WRONG[3], WRONG[3], WRONG[1], GOES_ON[0]]
-    assert summary_of(pairs[:2]) == {
-        "pairs": 2,
+
+
+def test_summary_by_hand():
+    pairs, *_ = make([row_of(text) for text in (RIGHT[0], RIGHT[1], WRONG[0], GOES_ON[0])])
+    assert summary_of(pairs) == {
+        "pairs": 3,
         "tasks": 1,
         "distinct_chosen": 2,
         "distinct_rejected": 2,
-        "mean_length_chosen": (17 + 27) / 2,
-        "mean_length_rejected": (15 + 23) / 2,
-        "share_chosen_shorter": 0,
-        "share_chosen_longer": 1,
-        "rejected_outcomes": {"failed": 2},
-        "rejected_passes_cut": 0,
+        "mean_length_chosen": (17 + 27 + 17) / 3,
+        "mean_length_rejected": (17 + 17 + 34) / 3,
+        "share_chosen_shorter": 1 / 3,
+        "share_chosen_longer": 1 / 3,
+        "rejected_outcomes": {"failed": 3},
+        "rejected_passes_cut": 1,
         "rejected_at_token_limit": 0,
     }
 
@@ -135,9 +140,13 @@ def test_right_that_goes_on_comes_before_wrong_that_goes_on():
 
 
 @pytest.mark.parametrize("at_limit", [False, True])
-def test_flaky_programs_are_left_out(at_limit):
-    failed = {**row_of(SAME, at_limit), "passed": False, "passed_truncated": False, "outcome": "timeout"}
-    pairs, usable, left_out = make([row_of(RIGHT[1]), failed, row_of(WRONG[0])])
+@pytest.mark.parametrize(
+    "right, failed, verdicts", [(RIGHT[1], SAME, [False, False]), (CUT, CUT, [False, True])]
+)
+def test_flaky_programs_are_left_out(right, failed, verdicts, at_limit):
+    """One that passed and failed cut, and one that did so only as generated."""
+    failed = row_of(failed, at_limit) | dict(zip(("passed", "passed_truncated"), verdicts))
+    pairs, usable, left_out = make([row_of(right), failed, row_of(WRONG[0])])
     assert pairs == [] and usable == {"right": 0, "wrong": 1, "goes_on": 0}
     assert left_out == {"flaky: the same program passed and failed": 2}
 
@@ -280,6 +289,10 @@ def test_wrong_options_end_in_one_line(files):
     assert "no such file" in message(run(files, "--task_path", files / "no.jsonl"), files)
     done = run(files, "--output_dir", files / "tasks.jsonl")
     assert "the files cannot be written" in message(done, files)
+    assert "cannot be written" in run(files, "--write_tasks", files).stderr and not [
+        *files.parent.glob("*.tmp")
+    ]
+    assert [*(files / "out").iterdir()] == []
 
 
 def test_wrong_candidates_end_in_one_line(files):
