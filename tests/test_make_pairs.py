@@ -141,10 +141,11 @@ def test_right_that_goes_on_comes_before_wrong_that_goes_on():
 
 @pytest.mark.parametrize("at_limit", [False, True])
 @pytest.mark.parametrize(
-    "right, failed, verdicts", [(RIGHT[1], SAME, [False, False]), (CUT, CUT, [False, True])]
+    "right, failed, verdicts",
+    [(RIGHT[1], SAME, [False, False]), (RIGHT[0], GOES_ON[0], [False, False]), (CUT, CUT, [False, True])],
 )
 def test_flaky_programs_are_left_out(right, failed, verdicts, at_limit):
-    """One that passed and failed cut, and one that did so only as generated."""
+    """Ones that passed and failed: as generated and cut, only cut, only as generated."""
     failed = row_of(failed, at_limit) | dict(zip(("passed", "passed_truncated"), verdicts))
     pairs, usable, left_out = make([row_of(right), failed, row_of(WRONG[0])])
     assert pairs == [] and usable == {"right": 0, "wrong": 1, "goes_on": 0}
