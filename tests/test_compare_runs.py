@@ -153,12 +153,12 @@ def test_optional_fields_may_be_missing(tmp_path):
         "data_path": None,
     }
     metrics(tmp_path, "_under$^$", **few)
-    metrics(tmp_path, "other", **{**few, "method": "DPO"})
+    metrics(tmp_path, "other", **{**few, "method": "ORPO"})
     done = compare_in_a_process(tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert cells(done.stdout)[0] == ["_under$^$", "-", "50.0 % (40.4 to 59.6)", "50 / 100", "80.0"]
-    assert cells(done.stdout)[1][:2] == ["other", "DPO"]
+    assert cells(done.stdout)[1][:2] == ["other", "ORPO"]
     header = done.stdout.splitlines()[0]
     assert "method" in header and "truncated" not in header and "wall time" not in header
     assert_picture(tmp_path / "results/scores.png")

@@ -168,8 +168,16 @@ def test_plot(figures):
     assert bands[0][1][1] == pytest.approx(100)  # at k = 4: 1, 0 and 1
     assert axes.get_xscale() == "log" and list(axes.get_xticks()) == [1, 2, 4]
     assert [text.get_text() for text in figures[0].legends[0].texts] == [r" a\$", " b"]
-    looks = {(line.get_color(), line.get_marker()) for line in axes.lines}
-    assert len(looks) == 2
+
+
+def test_bands_and_looks_of_many_runs(figures):
+    """Of 10 tasks 5 are at 1/4. Resamples have 2 to 8 of these: P(at most 1) is 0.011, P(at most 2) 0.055."""
+    runs = [run_of(str(i), *["1000"] * 5, *["0000"] * 5) for i in range(20)]
+    pass_at_k.plot(pass_at_k.sampled(runs), "unused.png")
+    (axes,) = figures[0].axes
+    vertices = axes.collections[0].get_paths()[0].vertices
+    assert {round(y, 6) for x, y in vertices if x == 1} == {5, 20}
+    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == 20
 
 
 def test_in_the_report(tmp_path):
