@@ -183,7 +183,14 @@ def test_own_tasks_on_the_1_3b_model():
 
 def test_own_tasks(tmp_path):
     """The file that the page writes is sound, and its lines run: here with few tasks and one update."""
-    for name in ("data", "sandbox.py", "sandbox_worker.py", "report.py", "report_template.html"):
+    for name in (
+        "data",
+        "sandbox.py",
+        "sandbox_worker.py",
+        "pass_at_k.py",
+        "report.py",
+        "report_template.html",
+    ):
         (tmp_path / name).symlink_to(ROOT / name)
     for script in ("train_sft_lora.py", "train_ppo_lora.py", "eval_humaneval.py", "compare_runs.py"):
         (tmp_path / script).symlink_to(ROOT / script)
