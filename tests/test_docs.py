@@ -16,7 +16,12 @@ import draw_images
 from update_lines import PAGES, updated
 
 README = (ROOT / "README.md").read_text()
-SCRIPT_OF = {"sft": "train_sft_lora.py", "reinforce": "train_rl_lora.py", "ppo": "train_ppo_lora.py"}
+SCRIPT_OF = {
+    "sft": "train_sft_lora.py",
+    "reinforce": "train_rl_lora.py",
+    "ppo": "train_ppo_lora.py",
+    "grpo": "train_grpo_lora.py",
+}
 ALGORITHMS = [f"docs/{name}.md" for name in SCRIPT_OF]
 HEADINGS = "Idea, Equation, Pseudo-code, Usage, Logged metrics, Implementation details, Results, Known limits"
 COMMANDS = re.compile(r"(?:python|sh) [\w/]+\.(?:py|sh)(?:\\\n|[^`\n|&])*")
