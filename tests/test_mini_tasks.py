@@ -191,7 +191,9 @@ def test_hard_tasks_need_each_of_three_operations(sandbox):
 
 def constants(task):
     """The constants of a task: those with which the combination gives its docstring and solution."""
-    for k, j in itertools.product(range(2, 7), repeat=2):
-        spec = make_mini_tasks.Spec(tuple(task["combination"]), k, j)
-        if spec.docstring() in task["prompt"] and spec.concise() == task["canonical_solution"]:
-            return k, j
+    pairs = itertools.product(range(2, 7), repeat=2)
+    specs = [make_mini_tasks.Spec(tuple(task["combination"]), k, j) for k, j in pairs]
+    body = task["canonical_solution"]
+    return next(
+        (spec.k, spec.j) for spec in specs if spec.docstring() in task["prompt"] and spec.concise() == body
+    )
