@@ -28,14 +28,13 @@ from functools import cache
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import TopPLogitsWarper
 
@@ -44,9 +43,9 @@ from data.evalplus_files import limits
 from data.scores import ENDINGS, left_over, read_completions, scores, summary
 from data.tasks import read_tasks, reference
 from data.truncation import truncate
-from sandbox import Sandbox, encode_prompt, job, open_log, preflight
+from sandbox import Sandbox, check_model, check_supported, encode_prompt, job, open_log
 
-from sandbox import start_scoring, stop_ids, stop_with, within  # isort: skip
+from sandbox import parse_config, preflight, start_scoring, stop_ids, stop_with, trained_tokenizer  # isort: skip
 
 # ---- hyperparameters --------------------------------------------------------------------------------
 
@@ -78,19 +77,7 @@ class Config:
     debug_first_n: int = 0  # above 0, only the first n tasks, and their completions are printed
 
 
-# ---- command line, model, rollout: copies, kept equal by tests/test_copies.py ---------------------------
-
-
-def parse_config(config_class, free):
-    """Config from the command line; SystemExit where a number is not positive, except those in `free`."""
-    in_notebook = "kernel_launcher" in sys.argv[0] or "ipykernel" in sys.argv[0]  # the flags are the kernel's
-    parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]", allow_abbrev=False)
-    config = config_class(**vars(parser.parse_args([] if in_notebook else None)))
-    for name, value in vars(config).items():
-        lowest = -math.inf if name in free.split() else 0
-        if not isinstance(value, (str, bool)) and not lowest < value < math.inf:
-            raise SystemExit(f"--{name} must be above {lowest} and finite, not {value}")
-    return config
+# ---- model and rollout: copies, kept equal by tests/test_copies.py --------------------------------------
 
 
 def load_base(model_name, device, revision=None):
@@ -117,21 +104,13 @@ def load_adapter(adapter_dir, device, is_trainable=False):
     with stop_with(f"cannot load {adapter_dir} as an adapter on its base"):
         names = load_file(f"{adapter_dir}/adapter_model.safetensors").keys()  # peft would also take a pickle
         config = PeftConfig.from_pretrained(adapter_dir)
-        fields = json.loads(Path(adapter_dir, "adapter_config.json").read_bytes())
-        known = vars(config).keys() - {"alora_invocation_tokens"}  # with a cache peft does not see them
-        if odd := sorted(name for name in fields.keys() - known if fields[name]):  # peft only warns
-            raise ValueError(f"{odd[0]} in its adapter_config.json is not supported")
+        check_supported(adapter_dir, config)
         base, tokenizer = load_base(config.base_model_name_or_path, device, config.revision)
         model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
         odd = sorted(names ^ get_peft_model_state_dict(model, save_embedding_layers=False).keys())
         if odd:  # peft only warns, and leaves the base as it is
             raise ValueError(f"{len(odd)} tensors are in the file or in the model, but not in both: {odd[0]}")
-        if Path(adapter_dir, "tokenizer_config.json").is_file():  # it has the EOS that was trained
-            ids, tokenizer = tokenizer("def f(x):").input_ids, AutoTokenizer.from_pretrained(adapter_dir)
-            tokenizer.pad_token = tokenizer.eos_token
-            if tokenizer("def f(x):").input_ids != ids:
-                raise ValueError("its tokenizer gives other ids than that of the base")
-    return model, tokenizer
+        return model, trained_tokenizer(adapter_dir, tokenizer)
 
 
 @torch.no_grad()
@@ -143,8 +122,9 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
     up to rounding, the batch around it plays no part. None is greedy. SystemExit if logits are not finite.
     """
     model.eval()
-    batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt", verbose=False)
-    ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)  # (B, T)
+    prompts = list({tuple(ids): ids for ids in prompt_ids}.values())  # equal ones are computed once
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt", verbose=False)
+    ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)  # (prompts, T)
     stops = torch.tensor(stop_ids(model, tokenizer), device=model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # the first real token of each row is at position 0
     completion_ids = [[] for _ in prompt_ids]
@@ -155,6 +135,10 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
         name = "cache" if "cache" in output else "past_key_values"  # the name until transformers 5.23
         cached[name] = output[name]
         logits = output.logits[:, -1].float() / temperature  # (running, V)
+        if t == 0:  # from here on, a row per completion
+            rows = torch.tensor([prompts.index(ids) for ids in prompt_ids], device=model.device)
+            cached[name].batch_select_indices(rows)
+            logits, mask, positions = logits[rows], mask[rows], positions[rows]
         if not logits.amax(-1).isfinite().all():
             raise SystemExit("the logits are not finite: the model has diverged; lower --learning_rate")
         if top_p < 1:
@@ -179,31 +163,6 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
         ids = tokens[rows, None]
         mask = torch.nn.functional.pad(mask[rows], (0, 1), value=1)
         positions = positions[rows, -1:] + 1
-
-
-@torch.no_grad()
-def check_model(model, tokenizer, prompt_ids, max_new_tokens, score=None):
-    """SystemExit unless generate, and score, agree with the plain forward on the two extremes of prompt_ids:
-    not every architecture can be padded on the left or lose rows of its cache."""
-    within(model, tokenizer, max(map(len, prompt_ids)) + max_new_tokens)
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # in standard deviations of the logits
-    with stop_with(f"models of type {model.config.model_type} cannot be used here"):
-        prompts = [min(prompt_ids, key=len), max(prompt_ids, key=len)]
-        greedy = dict(generate(model, tokenizer, prompts, 8))
-        token = next((token for token in greedy[0] if token not in greedy[1]), greedy[0][-1])
-        stop = SimpleNamespace(pad=tokenizer.pad, eos_token_id=token)  # now row 0 leaves, and row 1 goes on
-        greedy = dict(generate(model, stop, prompts, 8))
-        for i, prompt in enumerate(prompts):
-            ids = torch.tensor([prompt + greedy[i]], device=model.device)
-            logits = model(ids).logits[0, len(prompt) - 1 : -1].float()  # (C, V)
-            logprobs = logits.log_softmax(-1)
-            errors = logprobs.amax(-1) - logprobs.gather(-1, ids[0, len(prompt) :, None]).squeeze(-1)  # (C,)
-            if score:
-                samples = [{"prompt_ids": prompts[j], "completion_ids": greedy[j]} for j in (0, 1)]
-                scored, mask = score(model, tokenizer, samples, 1.0)
-                errors += (scored[i][mask[i] > 0] - logprobs.amax(-1)).abs()
-            if not errors.max() <= tolerance * logits.std():
-                raise ValueError("generated tokens or their log-probs are not those of the model's forward")
 
 
 # ---- speed: without this section everything works, and takes a tenth longer --------------------------------
@@ -306,7 +265,7 @@ if __name__ == "__main__":
         by_length = sorted(prompt_ids, key=lambda name: -len(prompt_ids[name]))
         if len(prompt_ids[by_length[0]]) > cfg.max_length:
             raise SystemExit(f"the prompt of {by_length[0]} is over --max_length {cfg.max_length}; raise it")
-        check_model(model, tokenizer, list(prompt_ids.values()), cfg.max_new_tokens)
+        check_model(generate, model, tokenizer, list(prompt_ids.values()), cfg.max_new_tokens)
         stops = stop_ids(model, tokenizer)
         stored = getattr(AutoConfig.from_pretrained(model.name_or_path), "quantization_config", None)
         protocol |= {
@@ -373,7 +332,7 @@ if __name__ == "__main__":
         for b, ids in generate(model, tokenizer, [prompt_ids[name] for name, _ in batch], *sampling):
             name, completion = batch[b][0], tokenizer.decode(ids, skip_special_tokens=True)
             row = {"task_id": name, "sample": batch[b][1], "completion": completion, "gen_len": len(ids)}
-            row["hit_token_limit"] = ids[-1] not in stops
+            row["hit_token_limit"] = ids[-1] not in stop_ids(model, tokenizer)
             row["cut_at"] = len(truncate(task_of[name], completion))  # characters that truncation leaves
             file.write(json.dumps(row) + "\n")
             file.flush()

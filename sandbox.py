@@ -32,14 +32,31 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
 import sandbox_worker
+from data.checks import (  # noqa: F401 (some are for the scripts, which share this file)
+    check_model,
+    check_supported,
+    parse_config,
+    stop_ids,
+    stop_with,
+    trained_tokenizer,
+    within,
+)
 from data.evalplus_files import limits
-from data.tasks import CALL_CHECK, compile_test, defines_check, io_cases, program, reference, stub
-from data.tasks import encode_prompt as encode_prompt  # for all scripts
-from data.tasks import read_tasks as read_tasks
+from data.tasks import (  # noqa: F401
+    CALL_CHECK,
+    compile_test,
+    defines_check,
+    encode_prompt,
+    io_cases,
+    program,
+    read_tasks,
+    reference,
+    stub,
+)
 from sandbox_worker import FAULTS, PR_SET_DUMPABLE, read_all, same_output, wall_limit
 
 # On an ASCII terminal a name in another script is no reason to stop; a notebook's stdout has no such method.
@@ -409,16 +426,6 @@ ATTACKS = ("", "import sys\nsys.exit(0)", "import os\nos._exit(0)", "def check(f
 CHEATS = [*(("None", attack) for attack in ATTACKS), ("type('', (), {'__eq__': lambda *_: True})()",)]
 
 
-@contextmanager
-def stop_with(message: str):
-    """Turn what a library raises in the block into one line that ends the script."""
-    try:
-        yield
-    except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        raise SystemExit(f"{message}: {text[:400]}") from None
-
-
 def open_log(path):
     """Open a log to append to it, and its folder; BlockingIOError while another process has it open."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -452,24 +459,6 @@ def score(sandbox, tasks, completions, progress=None):
     """Score completions, all workers at once; return one Result per (task, completion)."""
     pairs = zip(tasks, completions, strict=True)
     return sandbox.map([(sandbox, *pair) for pair in pairs], progress, job)
-
-
-def stop_ids(model, tokenizer) -> list[int]:
-    """Return the ids that end a completion: EOS, and what else the model's generation config names."""
-    others = model.generation_config.eos_token_id
-    return list({tokenizer.eos_token_id, *(others if isinstance(others, list) else [others])} - {None})
-
-
-def within(model, tokenizer, num_tokens: int):
-    """SystemExit unless a model has an embedding for EOS, and positions for this many tokens."""
-    if tokenizer.eos_token_id not in range(len(model.get_input_embeddings().weight)):
-        raise SystemExit(f"the EOS of the tokenizer, {tokenizer.eos_token}, has no embedding in the model")
-    positions = getattr(model.config, "max_position_embeddings", None) or num_tokens
-    rope = getattr(model.config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":  # beyond this many, all positions change
-        positions = min(positions, rope["original_max_position_embeddings"])
-    if num_tokens > positions:
-        raise SystemExit(f"{num_tokens} tokens exceed the model's {positions} positions; lower --max_length")
 
 
 def decoded(tokenizer, task: dict) -> str:

@@ -24,7 +24,6 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 import torch
@@ -33,12 +32,12 @@ from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.generation import TopPLogitsWarper
 
-from sandbox import Sandbox, encode_prompt, open_log, preflight, read_tasks
+from sandbox import Sandbox, check_model, check_supported, encode_prompt, open_log, parse_config
 
-from sandbox import start_scoring, stop_ids, stop_with, within  # isort: skip
+from sandbox import preflight, read_tasks, start_scoring, stop_ids, stop_with, trained_tokenizer  # isort: skip
 
 # ---- hyperparameters ----------------------------------------------------------------------------------
 
@@ -81,19 +80,7 @@ class Config:
     log_every: int = 1  # updates per printed line; the log file has every update
 
 
-# ---- command line, model, files: copies, kept equal by tests/test_copies.py -----------------------------
-
-
-def parse_config(config_class, free):
-    """Config from the command line; SystemExit where a number is not positive, except those in `free`."""
-    in_notebook = "kernel_launcher" in sys.argv[0] or "ipykernel" in sys.argv[0]  # the flags are the kernel's
-    parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]", allow_abbrev=False)
-    config = config_class(**vars(parser.parse_args([] if in_notebook else None)))
-    for name, value in vars(config).items():
-        lowest = -math.inf if name in free.split() else 0
-        if not isinstance(value, (str, bool)) and not lowest < value < math.inf:
-            raise SystemExit(f"--{name} must be above {lowest} and finite, not {value}")
-    return config
+# ---- model and files: copies, kept equal by tests/test_copies.py ----------------------------------------
 
 
 def load_base(model_name, device, revision=None):
@@ -120,21 +107,13 @@ def load_adapter(adapter_dir, device, is_trainable=False):
     with stop_with(f"cannot load {adapter_dir} as an adapter on its base"):
         names = load_file(f"{adapter_dir}/adapter_model.safetensors").keys()  # peft would also take a pickle
         config = PeftConfig.from_pretrained(adapter_dir)
-        fields = json.loads(Path(adapter_dir, "adapter_config.json").read_bytes())
-        known = vars(config).keys() - {"alora_invocation_tokens"}  # with a cache peft does not see them
-        if odd := sorted(name for name in fields.keys() - known if fields[name]):  # peft only warns
-            raise ValueError(f"{odd[0]} in its adapter_config.json is not supported")
+        check_supported(adapter_dir, config)
         base, tokenizer = load_base(config.base_model_name_or_path, device, config.revision)
         model = PeftModel.from_pretrained(base, adapter_dir, is_trainable=is_trainable, torch_device=device)
         odd = sorted(names ^ get_peft_model_state_dict(model, save_embedding_layers=False).keys())
         if odd:  # peft only warns, and leaves the base as it is
             raise ValueError(f"{len(odd)} tensors are in the file or in the model, but not in both: {odd[0]}")
-        if Path(adapter_dir, "tokenizer_config.json").is_file():  # it has the EOS that was trained
-            ids, tokenizer = tokenizer("def f(x):").input_ids, AutoTokenizer.from_pretrained(adapter_dir)
-            tokenizer.pad_token = tokenizer.eos_token
-            if tokenizer("def f(x):").input_ids != ids:
-                raise ValueError("its tokenizer gives other ids than that of the base")
-    return model, tokenizer
+        return model, trained_tokenizer(adapter_dir, tokenizer)
 
 
 def save_adapter(model, tokenizer, output_dir, run_config):
@@ -157,8 +136,9 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
     up to rounding, the batch around it plays no part. None is greedy. SystemExit if logits are not finite.
     """
     model.eval()
-    batch = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt", verbose=False)
-    ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)  # (B, T)
+    prompts = list({tuple(ids): ids for ids in prompt_ids}.values())  # equal ones are computed once
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt", verbose=False)
+    ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)  # (prompts, T)
     stops = torch.tensor(stop_ids(model, tokenizer), device=model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # the first real token of each row is at position 0
     completion_ids = [[] for _ in prompt_ids]
@@ -169,6 +149,10 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
         name = "cache" if "cache" in output else "past_key_values"  # the name until transformers 5.23
         cached[name] = output[name]
         logits = output.logits[:, -1].float() / temperature  # (running, V)
+        if t == 0:  # from here on, a row per completion
+            rows = torch.tensor([prompts.index(ids) for ids in prompt_ids], device=model.device)
+            cached[name].batch_select_indices(rows)
+            logits, mask, positions = logits[rows], mask[rows], positions[rows]
         if not logits.amax(-1).isfinite().all():
             raise SystemExit("the logits are not finite: the model has diverged; lower --learning_rate")
         if top_p < 1:
@@ -196,17 +180,17 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
 
 
 def rollout(model, tokenizer, sandbox, tasks, max_new_tokens, uniform=None, temperature=1.0, top_p=1.0):
-    """A dict per task: ids, text, gen_len, hit_token_limit, outcome. Programs run during the sampling."""
+    """A dict per task: ids, text, gen_len, hit_token_limit, outcome, fraction. Programs run on the side."""
     prompt_ids = [task["prompt_ids"] for task in tasks]
     samples = [{"task_id": task["task_id"], "prompt_ids": task["prompt_ids"]} for task in tasks]
-    stops = stop_ids(model, tokenizer)
     for i, ids in generate(model, tokenizer, prompt_ids, max_new_tokens, uniform, temperature, top_p):
         completion = tokenizer.decode(ids, skip_special_tokens=True)
         samples[i]["score"] = start_scoring(sandbox, tasks[i], completion)  # a Future
         samples[i] |= {"completion_ids": ids, "completion": completion, "gen_len": len(ids)}
-        samples[i]["hit_token_limit"] = ids[-1] not in stops
+        samples[i]["hit_token_limit"] = ids[-1] not in stop_ids(model, tokenizer)
     for sample in samples:
-        sample["outcome"] = sample.pop("score").result().outcome
+        result = sample.pop("score").result()
+        sample |= {"outcome": result.outcome, "fraction": result.fraction}
     return samples
 
 
@@ -229,31 +213,6 @@ def completion_logprobs(model, tokenizer, samples, temperature):
     logits = logits.float() / temperature  # (B, T - first, V); logits[:, t] predicts ids[:, first + t]
     logprobs = logits.gather(-1, ids[:, first:, None]).squeeze(-1) - logits.logsumexp(-1)
     return logprobs * mask[:, first:], mask[:, first:]
-
-
-@torch.no_grad()
-def check_model(model, tokenizer, prompt_ids, max_new_tokens, score=None):
-    """SystemExit unless generate, and score, agree with the plain forward on the two extremes of prompt_ids:
-    not every architecture can be padded on the left or lose rows of its cache."""
-    within(model, tokenizer, max(map(len, prompt_ids)) + max_new_tokens)
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # in standard deviations of the logits
-    with stop_with(f"models of type {model.config.model_type} cannot be used here"):
-        prompts = [min(prompt_ids, key=len), max(prompt_ids, key=len)]
-        greedy = dict(generate(model, tokenizer, prompts, 8))
-        token = next((token for token in greedy[0] if token not in greedy[1]), greedy[0][-1])
-        stop = SimpleNamespace(pad=tokenizer.pad, eos_token_id=token)  # now row 0 leaves, and row 1 goes on
-        greedy = dict(generate(model, stop, prompts, 8))
-        for i, prompt in enumerate(prompts):
-            ids = torch.tensor([prompt + greedy[i]], device=model.device)
-            logits = model(ids).logits[0, len(prompt) - 1 : -1].float()  # (C, V)
-            logprobs = logits.log_softmax(-1)
-            errors = logprobs.amax(-1) - logprobs.gather(-1, ids[0, len(prompt) :, None]).squeeze(-1)  # (C,)
-            if score:
-                samples = [{"prompt_ids": prompts[j], "completion_ids": greedy[j]} for j in (0, 1)]
-                scored, mask = score(model, tokenizer, samples, 1.0)
-                errors += (scored[i][mask[i] > 0] - logprobs.amax(-1)).abs()
-            if not errors.max() <= tolerance * logits.std():
-                raise ValueError("generated tokens or their log-probs are not those of the model's forward")
 
 
 # ---- advantages and loss ------------------------------------------------------------------------------
@@ -289,8 +248,6 @@ if __name__ == "__main__":
     cfg = parse_config(Config, free="length_penalty_alpha target_kl seed")
     tracker = None if cfg.report_to == "none" else cfg.report_to
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
-    if tracker and not accelerator.log_with:  # accelerate would only warn
-        raise SystemExit(f"--report_to {tracker} needs a package: pip install {tracker}")
     device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
     is_main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
     if cfg.batch_size < 2 or cfg.batch_size % world:
@@ -311,7 +268,7 @@ if __name__ == "__main__":
     if not tasks:
         raise SystemExit(f"{cfg.train_path}: all prompts over --max_length {cfg.max_length} or in --dev_path")
     prompts = [task["prompt_ids"] for task in tasks + dev_tasks]
-    check_model(model, tokenizer, prompts, cfg.max_new_tokens, completion_logprobs)
+    check_model(generate, model, tokenizer, prompts, cfg.max_new_tokens, completion_logprobs)
     order = []  # every task once before one comes again
     for n in range(math.ceil(cfg.num_updates * cfg.batch_size / len(tasks))):
         order += random.Random(f"{cfg.seed} {n}").sample(tasks, len(tasks))

@@ -27,10 +27,10 @@ from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.optimization import get_linear_schedule_with_warmup
 
-from sandbox import encode_prompt, lossy, open_log, read_tasks, reference, stop_with, within
+from sandbox import encode_prompt, lossy, open_log, parse_config, read_tasks, reference, stop_with, within
 
 # ---- hyperparameters --------------------------------------------------------------------------------
 
@@ -67,19 +67,7 @@ class Config:
     log_every: int = 1  # optimizer steps per printed line; the log file has every step
 
 
-# ---- command line, model, files: copies, kept equal by tests/test_copies.py -----------------------------
-
-
-def parse_config(config_class, free):
-    """Config from the command line; SystemExit where a number is not positive, except those in `free`."""
-    in_notebook = "kernel_launcher" in sys.argv[0] or "ipykernel" in sys.argv[0]  # the flags are the kernel's
-    parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]", allow_abbrev=False)
-    config = config_class(**vars(parser.parse_args([] if in_notebook else None)))
-    for name, value in vars(config).items():
-        lowest = -math.inf if name in free.split() else 0
-        if not isinstance(value, (str, bool)) and not lowest < value < math.inf:
-            raise SystemExit(f"--{name} must be above {lowest} and finite, not {value}")
-    return config
+# ---- model and files: copies, kept equal by tests/test_copies.py ----------------------------------------
 
 
 def load_base(model_name, device, revision=None):
@@ -149,8 +137,6 @@ if __name__ == "__main__":
         raise SystemExit("--lora_dropout and --warmup_ratio go from 0 to 1, --weight_decay is at least 0")
     tracker = None if cfg.report_to == "none" else cfg.report_to
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
-    if tracker and not accelerator.log_with:  # accelerate would only warn
-        raise SystemExit(f"--report_to {tracker} needs a package: pip install {tracker}")
     device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
     is_main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
 

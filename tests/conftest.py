@@ -73,7 +73,14 @@ def trained(tmp_path_factory):
 
 def copy_sandbox(folder, *more):
     """Copy what a Sandbox needs, and more of our files, to a folder."""
-    for name in ("sandbox.py", "sandbox_worker.py", "data/tasks.py", "data/evalplus_files.py", *more):
+    for name in (
+        "sandbox.py",
+        "sandbox_worker.py",
+        "data/checks.py",
+        "data/tasks.py",
+        "data/evalplus_files.py",
+        *more,
+    ):
         path = Path(folder, name)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes((ROOT / name).read_bytes())

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ["train_sft_lora.py", "train_rl_lora.py", "train_ppo_lora.py", "eval_humaneval.py"]
+SCRIPTS = [
+    "train_sft_lora.py",
+    "train_rl_lora.py",
+    "train_ppo_lora.py",
+    "train_grpo_lora.py",
+    "eval_humaneval.py",
+]
 
 
 @cache

@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["train_ppo_lora", "bitsandbytes", "transformers.models.llama.modeling_llama"])
-LOGS = {"sft": "sft_train_log.jsonl", "rl": "rl_train_log.jsonl", "ppo": "ppo_train_log.jsonl"}
+LOGS = {method: f"{method}_train_log.jsonl" for method in ("sft", "rl", "ppo", "grpo")}
 STUB = """import json, os
 
 class SummaryWriter:
@@ -81,12 +81,21 @@ def train(method, folder, *flags):
         own += ("--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2)
     else:
         own = ("--sft_model", work / "sft", "--max_new_tokens", 32, "--learning_rate", 1e-3)
-        own += ("--num_steps", 3, "--baseline", "batch") if method == "rl" else ("--num_updates", 5)
-        own += (
-            ("--ppo_epochs", 2, "--dev_path", work / "dev.jsonl", "--eval_every", 1)
-            if method == "ppo"
-            else ()
-        )
+        own += {
+            "rl": ("--num_steps", 3, "--baseline", "batch"),
+            "ppo": (
+                "--num_updates",
+                5,
+                "--ppo_epochs",
+                2,
+                "--dev_path",
+                work / "dev.jsonl",
+                "--eval_every",
+                1,
+            ),
+            "grpo": ("--num_updates", 3, "--batch_size", 2, "--samples_per_task", 3, "--grpo_epochs", 2)
+            + ("--max_rounds", 2, "--kl_coef", 0.1),
+        }[method]
     shared = ("--train_path", work / "train.jsonl", "--output_dir", folder, "--save_every", 1)
     return f"train_{method}_lora.py", (*shared, *own, *flags)
 
@@ -159,7 +168,7 @@ def make_whole(method, work):
 
 @pytest.fixture(scope="module")
 def whole(work):
-    """Uninterrupted runs of all methods: PPO of 5 updates, REINFORCE of 3 steps, SFT of 4."""
+    """Uninterrupted runs of all methods: PPO of 5 updates, GRPO of 3, REINFORCE of 3 steps, SFT of 4."""
     return {method: make_whole(method, work) for method in LOGS}
 
 
@@ -211,6 +220,7 @@ def kill_soon(process, log, luck):
 LAST = 0
 DEATHS = {"ppo": [(die, "state", 2), (die, "rename", 1), None, None, (die, "adapter", LAST)]}
 DEATHS |= {"rl": [(die, "adapter", 3)], "sft": [(die, "rename", 1), (die, "state", 4)]}
+DEATHS |= {"grpo": [(die, "state", 2), None]}
 
 
 @pytest.mark.parametrize("method", DEATHS)
@@ -412,6 +422,7 @@ def spoil(number):
 def test_a_bad_gradient_skips_its_step_and_the_run_goes_on(work, method):
     own = {
         "ppo": ("--ppo_epochs", 2, "--num_updates", 2, "--length_penalty_alpha", 1),
+        "grpo": ("--num_updates", 2),
         "rl": ("--baseline", "none"),  # so that every step has a gradient
         "sft": ("--warmup_ratio", 0),  # the first learning rate is not 0
     }[method]
@@ -422,7 +433,7 @@ def test_a_bad_gradient_skips_its_step_and_the_run_goes_on(work, method):
     assert first != second == third
     log = lines(folder / LOGS[method])
     bad = [row for row in log if row["grad_norm"] != row["grad_norm"]]
-    assert len(bad) == 1 and bad[0] is log[0 if method == "ppo" else 1]
+    assert len(bad) == 1 and bad[0] is log[0 if method in ("ppo", "grpo") else 1]
     saved = load_file(folder / "adapter_model.safetensors")
     assert all(tensor.isfinite().all() for tensor in saved.values())
     total = sum(tensor.double().abs().sum().item() for tensor in saved.values())
@@ -495,10 +506,10 @@ def test_two_processes_by_their_real_command(work, whole):
     assert_same_training("ppo", whole["ppo"], work / "ppo_two")
 
 
-@pytest.mark.parametrize("method", ["rl", "sft"])
+@pytest.mark.parametrize("method", ["rl", "grpo", "sft"])
 def test_two_processes(work, whole, method):
     own = (
-        () if method == "rl" else ("--max_steps", 2, "--lora_dropout", 0)
+        ("--max_steps", 2, "--lora_dropout", 0) if method == "sft" else ()
     )  # each process has its own dropout
     script, flags = train(method, work / f"{method}_two", *own)
     port = free_port()
@@ -509,7 +520,9 @@ def test_two_processes(work, whole, method):
     if method == "sft":  # 2 passes in each of two processes
         alone = train(method, work / "sft_one", *own, "--gradient_accumulation_steps", 4)
         assert run(*alone)[0] == 0
-    assert_same_training(method, work / "sft_one" if method == "sft" else whole["rl"], work / f"{method}_two")
+    assert_same_training(
+        method, work / "sft_one" if method == "sft" else whole[method], work / f"{method}_two"
+    )
 
 
 # ---- trackers -----------------------------------------------------------------------------------------

@@ -105,8 +105,8 @@ def forward(model, ids):
 def test_tokens_and_scores_are_those_of_the_model_itself(name):
     model = build(name, USED[name])
     for script in ppo, rl:
-        script.check_model(model, TOKENIZER, PROMPTS, 24, script.completion_logprobs)
-    ev.check_model(model, TOKENIZER, PROMPTS, 24)
+        script.check_model(script.generate, model, TOKENIZER, PROMPTS, 24, script.completion_logprobs)
+    ev.check_model(ev.generate, model, TOKENIZER, PROMPTS, 24)
     completions = dict(ppo.generate(model, TOKENIZER, PROMPTS, 24))
     samples = [{"prompt_ids": PROMPTS[i], "completion_ids": completions[i]} for i in (0, 1)]
     logprobs, mask = ppo.completion_logprobs(model, TOKENIZER, samples, 1.0)
@@ -124,10 +124,10 @@ def test_tokens_and_scores_are_those_of_the_model_itself(name):
 def test_what_cannot_be_decoded_is_refused_by_its_name(name):
     model = build(name, REFUSED[name])
     with pytest.raises(SystemExit, match=f"models of type {model.config.model_type} cannot be used") as stop:
-        ppo.check_model(model, TOKENIZER, PROMPTS, 24, ppo.completion_logprobs)
+        ppo.check_model(ppo.generate, model, TOKENIZER, PROMPTS, 24, ppo.completion_logprobs)
     assert "\n" not in str(stop.value)
     with pytest.raises(SystemExit, match=f"models of type {model.config.model_type} cannot be used"):
-        ev.check_model(model, TOKENIZER, PROMPTS, 24)
+        ev.check_model(ev.generate, model, TOKENIZER, PROMPTS, 24)
 
 
 def from_hidden_states(model, tokenizer, samples, temperature):
@@ -172,8 +172,10 @@ def wrong_rows_leave(model):
 def test_the_check_sees_scores_of_another_distribution(name):
     model = build(name, USED[name])
     with pytest.raises(SystemExit, match="log-probs are not those of the model"):
-        ppo.check_model(model, TOKENIZER, PROMPTS, 24, from_hidden_states)
-    ppo.check_model(build("Llama", SMALL), TOKENIZER, PROMPTS, 24, from_hidden_states)  # there it is right
+        ppo.check_model(ppo.generate, model, TOKENIZER, PROMPTS, 24, from_hidden_states)
+    ppo.check_model(
+        ppo.generate, build("Llama", SMALL), TOKENIZER, PROMPTS, 24, from_hidden_states
+    )  # there it is right
 
 
 @pytest.mark.parametrize("fault", [without_masks, without_positions, wrong_rows_leave])
@@ -181,7 +183,7 @@ def test_the_check_sees_wrong_masks_positions_and_rows(fault):
     model = build("GPT2", OLD)
     fault(model)
     with pytest.raises(SystemExit, match="models of type gpt2 cannot be used"):
-        ev.check_model(model, TOKENIZER, PROMPTS, 24)
+        ev.check_model(ev.generate, model, TOKENIZER, PROMPTS, 24)
 
 
 # ---- what is loaded -----------------------------------------------------------------------------------
@@ -266,7 +268,7 @@ def test_an_adapter_that_adds_tokens_is_refused():
     base, tokenizer = ppo.load_base(str(BASE), "cpu")
     model = peft.get_peft_model(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     with pytest.raises(SystemExit, match="cannot be used here"):
-        ppo.check_model(model, tokenizer, PROMPTS, 24, ppo.completion_logprobs)
+        ppo.check_model(ppo.generate, model, tokenizer, PROMPTS, 24, ppo.completion_logprobs)
 
 
 def edit(path, **fields):
@@ -404,7 +406,7 @@ def test_padding_needs_no_embedding(base):
     assert tokenizer.pad_token_id == 1024  # one more than the model has
     tokenizer.save_pretrained(base)
     model, tokenizer = ppo.load_base(str(base), "cpu")
-    ppo.check_model(model, tokenizer, PROMPTS, 24, ppo.completion_logprobs)
+    ppo.check_model(ppo.generate, model, tokenizer, PROMPTS, 24, ppo.completion_logprobs)
     assert run_script("train_sft_lora.py", *sft_flags(base)).returncode == 0
 
 
@@ -417,7 +419,7 @@ def test_an_eos_that_the_model_cannot_say(base, token):
     model, tokenizer = ppo.load_base(str(base), "cpu")
     for script in ppo, rl, ev:
         with pytest.raises(SystemExit, match=r"EOS .* has no embedding"):
-            script.check_model(model, tokenizer, PROMPTS, 24)
+            script.check_model(script.generate, model, tokenizer, PROMPTS, 24)
     done = run_script("train_sft_lora.py", *sft_flags(base))
     assert "has no embedding in the model" in done.stderr.splitlines()[-1]
 
@@ -428,9 +430,9 @@ def test_more_tokens_than_the_model_has_positions(base):
     tokens = 130 - max(map(len, PROMPTS))
     model, tokenizer = ppo.load_base(str(base), "cpu")
     for script in ppo, rl, ev:
-        script.check_model(model, tokenizer, PROMPTS, tokens)
+        script.check_model(script.generate, model, tokenizer, PROMPTS, tokens)
         with pytest.raises(SystemExit, match=r"exceed the model.s 130 positions"):
-            script.check_model(model, tokenizer, PROMPTS, tokens + 1)
+            script.check_model(script.generate, model, tokenizer, PROMPTS, tokens + 1)
     done = run_script("train_sft_lora.py", *sft_flags(base))
     assert "tokens exceed the model's 130 positions; lower --max_length" in done.stderr.splitlines()[-1]
     assert run_script("train_sft_lora.py", *sft_flags(base), "--max_length", 130).returncode == 0
@@ -442,9 +444,9 @@ def test_a_long_context_that_changes_all_positions():
     rope = {"rope_type": "longrope", "original_max_position_embeddings": 128, **factors}
     lengths = {"original_max_position_embeddings": 128, "rope_parameters": rope}
     model = build("Phi3", {**USED["Phi3"], **lengths})
-    ppo.check_model(model, TOKENIZER, PROMPTS, 128 - max(map(len, PROMPTS)))
+    ppo.check_model(ppo.generate, model, TOKENIZER, PROMPTS, 128 - max(map(len, PROMPTS)))
     with pytest.raises(SystemExit, match=r"129 tokens exceed the model.s 128 positions"):
-        ppo.check_model(model, TOKENIZER, PROMPTS, 129 - max(map(len, PROMPTS)))
+        ppo.check_model(ppo.generate, model, TOKENIZER, PROMPTS, 129 - max(map(len, PROMPTS)))
 
 
 # ---- bases --------------------------------------------------------------------------------------------

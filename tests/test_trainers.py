@@ -245,7 +245,7 @@ def test_rollout_masks_positions_and_stops_paying_for_ended_rows(policy):
     )
     assert chain.calls[1] == ([[7], [9]], [[0, 1, 1, 1], [1, 1, 1, 1]], [[2], [3]])
     assert chain.calls[2:] == [([[10]], [[1, 1, 1, 1, 1]], [[4]]), ([[9]], [[1, 1, 1, 1, 1, 1]], [[5]])]
-    assert chain.kept == [[0, 1], [1]]
+    assert chain.kept == [[0, 1, 2], [0, 1], [1]]
 
 
 @pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 1.0), (1.0, 0.6)])
