@@ -21,7 +21,6 @@ import math
 import random
 import sys
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,9 +34,9 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.optimization import get_linear_schedule_with_warmup
 
-from sandbox import Sandbox, check_supported, encode_prompt, open_log, parse_config, preflight, read_tasks
+from sandbox import Sandbox, check_logprobs, check_supported, encode_prompt, open_log, parse_config, preflight
 
-from sandbox import score, stop_with, trained_tokenizer, within  # isort: skip
+from sandbox import read_pairs, read_tasks, score, stop_with, trained_tokenizer, within  # isort: skip
 
 # ---- hyperparameters ----------------------------------------------------------------------------------
 
@@ -152,46 +151,6 @@ def group_logprobs(model, tokenizer, samples, temperature):
 # ---- pairs and loss -----------------------------------------------------------------------------------
 
 
-def read_pairs(path, tasks: list[dict], prompt_format: str) -> tuple[list[dict], Counter]:
-    """([{"task", "chosen", "rejected", "..._truncated"}], number of left out pairs by reason); or SystemExit.
-
-    A program is prompt.rstrip() + completion, so white space at the end of a prompt moves to its completions.
-    Without tasks, each prompt is one that has no tests.
-    """
-    by_prompt = {task["prompt"].rstrip(): task for task in tasks}
-    chat = {"chat": "answer"} if prompt_format == "chat" else {}
-    pairs, left_out, number = [], Counter(), 0
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-        for number, line in enumerate(lines, 1):
-            row = json.loads(line or "{}")
-            if not row:
-                continue
-            texts = [row["prompt"], row["chosen"], row["rejected"]]
-            if not all(isinstance(text, str) for text in texts):
-                raise ValueError("prompt, chosen and rejected must be plain text, not lists of messages")
-            prompt = row["prompt"].rstrip()
-            pair = {"task": by_prompt.get(prompt) if tasks else {"task_id": "", "prompt": prompt, **chat}}
-            for side in "chosen", "rejected":
-                pair[side] = row["prompt"].removeprefix(prompt) + row[side]
-                pair[f"{side}_truncated"] = row.get(f"{side}_truncated", False) is True
-            if pair["task"] is None:
-                left_out["no task has this prompt"] += 1
-            elif not (row["chosen"] and row["rejected"]) or row["chosen"] == row["rejected"]:
-                left_out["a side is empty, or both are equal"] += 1
-            else:
-                pairs.append(pair)
-    except FileNotFoundError:
-        raise SystemExit(f"{path}: no such file; make_pairs.py makes one") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        needs = 'a line is {"prompt": ..., "chosen": ..., "rejected": ...}'
-        raise SystemExit(f"{path}, line {number}: {type(error).__name__}: {error}; {needs}") from None
-    if not pairs:
-        reasons = "; ".join(f"{reason}: {count}" for reason, count in left_out.items())
-        raise SystemExit(f"{path} has no pair to train on ({reasons or 'it is empty'})")
-    return pairs, left_out
-
-
 def encode_side(tokenizer, pair: dict, side: str) -> dict:
     """{"prompt_ids", "completion_ids"} of one side of a pair: with exactly one EOS, or none if cut off."""
     ids = tokenizer(pair[side].removesuffix(tokenizer.eos_token), add_special_tokens=False)["input_ids"]
@@ -201,37 +160,41 @@ def encode_side(tokenizer, pair: dict, side: str) -> dict:
 
 
 def unconfirmed(pairs: list[dict], tokenizer, time_limit: float) -> tuple[dict, list[int]]:
-    """Run the tests of all pairs again; (the sandbox's report, indices of pairs that are not as they say).
+    """Run the tests of all pairs; (the sandbox's report, indices of pairs that are not what they say).
 
-    SystemExit if these are more than a tenth: then it is another sandbox, or they are of other tasks.
+    SystemExit if these are more than a tenth: then the tests are others, or the sandbox has other limits.
     """
     tasks = list({pair["task"]["task_id"]: pair["task"] for pair in pairs}.values())
     jobs = [(pair["task"], pair[side]) for pair in pairs for side in ("chosen", "rejected")]
     with Sandbox(timeout=time_limit, tasks=tasks) as sandbox:
         print(f"sandbox: {sandbox.report}\n{preflight(sandbox, tasks, tokenizer)}")
         bar = tqdm(total=len(jobs), desc="pairs", disable=None)
-        outcomes = [result.outcome for result in score(sandbox, *zip(*jobs), bar.update)]
+        results = score(sandbox, [task for task, _ in jobs], [text for _, text in jobs], bar.update)
+    outcomes = [result.outcome for result in results]
     if "error" in outcomes:
         raise SystemExit("preflight: the sandbox itself failed on a program; try again")
-    verdicts = [outcome == "passed" for outcome in outcomes]
-    bad = [i for i in range(len(pairs)) if verdicts[2 * i : 2 * i + 2] != [True, False]]
-    names = ", ".join(dict.fromkeys(pairs[i]["task"]["task_id"] for i in bad[:5]))
+    verdicts = list(zip(outcomes[::2], outcomes[1::2]))
+    bad = [i for i, (chosen, other) in enumerate(verdicts) if chosen != "passed" or other == "passed"]
+    some = ", ".join(dict.fromkeys(pairs[i]["task"]["task_id"] for i in bad[:5]))
     line = f"preflight: {len(bad)} of {len(pairs)} pairs have a chosen that fails or a rejected that passes"
     if len(bad) > len(pairs) / 10:
-        raise SystemExit(f"{line} ({names}, ...): --train_path has other tests, or make the pairs again")
-    print(f"{line}{': left out, ' * bool(bad)}{names}")
+        raise SystemExit(f"{line} ({some}, ...): --train_path has other tests, or make the pairs again")
+    print(f"{line}{': left out, ' * bool(bad)}{some}")
     return sandbox.report, bad
 
 
-def dpo_loss(ratio_chosen, ratio_rejected, length_chosen, length_rejected, beta, loss_type):
-    """(loss, margin) of each pair. Ratios are log pi - log pi_sft, summed over the tokens; all are (B,)."""
-    if loss_type != "sigmoid":  # means, so that a token of a long completion counts less
-        ratio_chosen = ratio_chosen / length_chosen
-        ratio_rejected = ratio_rejected / length_rejected
-    margin = ratio_chosen - ratio_rejected
-    if loss_type == "ipo":  # a margin that is large enough has no gradient, a larger one is brought back
-        return (margin - 1 / (2 * beta)) ** 2, margin
-    return -torch.nn.functional.logsigmoid(beta * margin), margin
+def dpo_loss(logprobs, reference, lengths, beta: float, loss_type: str, nll_weight: float):
+    """(loss, margin) of each pair, (B,). All (2, B), of chosen and of rejected: log-probs summed over the
+    tokens, under pi and under pi_sft, and numbers of tokens. nll_weight counts chosen's own log-prob.
+    """
+    ratios = logprobs - reference
+    if loss_type != "sigmoid":  # means, so that long completions do not decide
+        ratios = ratios / lengths
+    margin = ratios[0] - ratios[1]
+    loss = -torch.nn.functional.logsigmoid(beta * margin)
+    if loss_type == "ipo":  # a margin above 1 / (2 beta) is brought back
+        loss = (margin - 1 / (2 * beta)) ** 2
+    return loss - nll_weight * logprobs[0], margin
 
 
 if __name__ == "__main__":
@@ -263,6 +226,8 @@ if __name__ == "__main__":
         raise SystemExit(f"{cfg.pairs_path}: all pairs are over --max_length {cfg.max_length}")
     left_out[f"over --max_length {cfg.max_length}"] = num_pairs - len(pairs)
     within(model, tokenizer, max(pair["total"] for pair in pairs))
+    by_length = sorted(pairs, key=lambda pair: pair["total"])
+    check_logprobs(group_logprobs, model, tokenizer, [*by_length[0]["both"], *by_length[-1]["both"]])
 
     may_change = "output_dir micro_batch_size resume save_every report_to log_every".split()
     settings = {name: value for name, value in asdict(cfg).items() if name not in may_change}
@@ -280,26 +245,26 @@ if __name__ == "__main__":
         accelerator.print(f"{cfg.output_dir} is finished")
         sys.exit()
 
-    # ---- preflight: only the main process runs programs and writes, and if it stops, so do the others ----
+    # ---- preflight: by the main process, which alone runs programs and writes; if it stops, so do all ----
     found: list = []
     if is_main:
         try:
-            report, bad = state.get("preflight", ({}, []))
-            if tasks and "preflight" not in state:  # a resumed run has the pairs that it began with
-                report, bad = unconfirmed(pairs, tokenizer, cfg.time_limit)
+            found = [state.get("preflight") or ({}, [])]  # a resumed run keeps the pairs that it began with
+            if tasks and "preflight" not in state:
+                found = [unconfirmed(pairs, tokenizer, cfg.time_limit)]
             with stop_with(f"cannot write to --output_dir {cfg.output_dir}"):
                 log = open_log(f"{cfg.output_dir}/dpo_train_log.jsonl")
-            found = [(report, bad)]
         except SystemExit as stop:
             found = [stop]
-    (found,) = gather_object(found)
-    if isinstance(found, SystemExit):
-        raise found
-    report, bad = state["preflight"] = found
-    left_out["verdict not confirmed"] = len(bad)
+    found = gather_object(found)
+    if isinstance(found[0], SystemExit):
+        raise found[0]
+    state["preflight"] = found[0]
+    report, bad = found[0]
     pairs = [pair for i, pair in enumerate(pairs) if i not in bad]
+    left_out["verdict not confirmed"] = len(bad)
     if not tasks:
-        accelerator.print("warning: without --train_path no test is run: the pairs' verdicts are not checked")
+        accelerator.print("warning: without --train_path no test is run, and a wrong pair is not noticed")
     num_steps = state["num_steps"] = math.ceil(len(pairs) * cfg.num_epochs / cfg.batch_size)
     order = []  # every pair once before one comes again
     for n in range(math.ceil(num_steps * cfg.batch_size / len(pairs))):
@@ -339,48 +304,38 @@ if __name__ == "__main__":
     start = time.time() - state["seconds"]
     for step in tqdm(range(state["step"] + 1, num_steps + 1), disable=None if is_main else True):
         batch = order[(step - 1) * cfg.batch_size : step * cfg.batch_size]
-        # Divisors are of the whole batch, so that the micro-batch size changes nothing.
-        num_chosen, num_rejected = (
-            sum(len(pair["both"][i]["completion_ids"]) for pair in batch) for i in (0, 1)
-        )
+        # both are of the whole batch, so that the micro-batch size changes nothing
+        tokens = [sum(len(pair["both"][i]["completion_ids"]) for pair in batch) for i in (0, 1)]
+        nll_weight = cfg.nll_coef * len(batch) / tokens[0]
         batch.sort(key=lambda pair: pair["length"])  # less padding
         mbs = [batch[i : i + cfg.micro_batch_size] for i in range(0, len(batch), cfg.micro_batch_size)]
         optimizer.zero_grad()
         sums = torch.zeros(7, device=device)
         for mb in mbs[rank::world]:
             both = [pair["both"][i] for i in (0, 1) for pair in mb]  # first all chosen, then all rejected
-            logprobs, mask = group_logprobs(model, tokenizer, both, 1.0)  # (2 mb, C)
-            logprobs = logprobs.sum(-1)  # (2 mb,)
-            ratios = logprobs - torch.tensor([sample["reference"] for sample in both], device=device)
-            halves = *ratios.chunk(2), *mask.sum(-1).chunk(2)  # (mb,) each
-            losses, margins = dpo_loss(*halves, cfg.beta, cfg.loss_type)
-            chosen, rejected = logprobs.chunk(2)
-            loss = losses.sum() / len(batch) - cfg.nll_coef * chosen.sum() / num_chosen
+            token_logprobs, mask = group_logprobs(model, tokenizer, both, 1.0)  # (2 mb, C)
+            logprobs, lengths = token_logprobs.sum(-1).view(2, -1), mask.sum(-1).view(2, -1)  # (2, mb)
+            reference = torch.tensor([sample["reference"] for sample in both], device=device).view(2, -1)
+            how = cfg.beta, cfg.loss_type, nll_weight
+            losses, margins = dpo_loss(logprobs, reference, lengths, *how)  # (mb,)
+            loss = losses.sum() / len(batch)
             loss.backward()  # per micro-batch, so that only one graph is in memory
             accuracy = (margins.sign() + 1).sum() / 2  # a tie counts half
-            values = (
-                loss,
-                accuracy,
-                margins.sum(),
-                chosen.sum(),
-                rejected.sum(),
-                halves[0].sum(),
-                halves[1].sum(),
-            )
+            values = [loss, accuracy, margins.sum(), *logprobs.sum(1), *(logprobs - reference).sum(1)]
             sums += torch.stack(values).detach()
         for p in trainable:  # a sum over processes: each has divided by the numbers of all
             p.grad = accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, "sum")
-        loss, accuracy, margin, chosen, rejected, *ratios = accelerator.reduce(sums, "sum").tolist()
+        loss, accuracy, margin, *totals = accelerator.reduce(sums, "sum").tolist()
         grad_norm = torch.nn.utils.clip_grad_norm_(trainable, cfg.max_grad_norm).item()
         row = {
             "step": step,
             "loss": loss,
             "accuracy": accuracy / len(batch),  # of pairs whose margin is above 0; at first, rounding decides
             "margin": cfg.beta * margin / len(batch),
-            "logprob_chosen": chosen / num_chosen,  # per token, as the next three
-            "logprob_rejected": rejected / num_rejected,
-            "change_chosen": ratios[0] / num_chosen,  # since SFT: DPO may lower both
-            "change_rejected": ratios[1] / num_rejected,
+            "logprob_chosen": totals[0] / tokens[0],  # per token, as the next three
+            "logprob_rejected": totals[1] / tokens[1],
+            "change_chosen": totals[2] / tokens[0],  # since SFT: DPO may lower both
+            "change_rejected": totals[3] / tokens[1],
             "lr": optimizer.param_groups[0]["lr"],
             "grad_norm": grad_norm,
         }
