@@ -29,8 +29,8 @@ from safetensors.torch import load_file
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["train_ppo_lora", "bitsandbytes", "transformers.models.llama.modeling_llama"])
-LOGS = {method: f"{method}_train_log.jsonl" for method in ("sft", "rl", "ppo", "dpo")}
-OLDER = "sft", "rl", "ppo"  # code that DPO shares is tried on these alone, as each run takes seconds
+LOGS = {method: f"{method}_train_log.jsonl" for method in ("sft", "rl", "ppo", "grpo", "dpo")}
+OLDER = "sft", "rl", "ppo", "grpo"  # code that DPO shares is tried on these alone: each run takes seconds
 STUB = """import json, os
 
 class SummaryWriter:
@@ -85,12 +85,21 @@ def train(method, folder, *flags):
         own += ("--num_epochs", 1.5, "--batch_size", 4, "--warmup_ratio", 0)  # 5 steps
     else:
         own = ("--sft_model", work / "sft", "--max_new_tokens", 32, "--learning_rate", 1e-3)
-        own += ("--num_steps", 3, "--baseline", "batch") if method == "rl" else ("--num_updates", 5)
-        own += (
-            ("--ppo_epochs", 2, "--dev_path", work / "dev.jsonl", "--eval_every", 1)
-            if method == "ppo"
-            else ()
-        )
+        own += {
+            "rl": ("--num_steps", 3, "--baseline", "batch"),
+            "ppo": (
+                "--num_updates",
+                5,
+                "--ppo_epochs",
+                2,
+                "--dev_path",
+                work / "dev.jsonl",
+                "--eval_every",
+                1,
+            ),
+            "grpo": ("--num_updates", 3, "--batch_size", 2, "--samples_per_task", 3, "--grpo_epochs", 2)
+            + ("--max_rounds", 2, "--kl_coef", 0.1),
+        }[method]
     shared = ("--train_path", work / "train.jsonl", "--output_dir", folder, "--save_every", 1)
     return f"train_{method}_lora.py", (*shared, *own, *flags)
 
@@ -171,7 +180,7 @@ def make_whole(method, work):
 
 @pytest.fixture(scope="module")
 def whole(work):
-    """Uninterrupted runs of all methods: PPO of 5 updates, REINFORCE of 3 steps, SFT of 4, DPO of 5."""
+    """Uninterrupted runs: PPO and DPO of 5 updates or steps, GRPO and REINFORCE of 3, SFT of 4."""
     return {method: make_whole(method, work) for method in LOGS}
 
 
@@ -223,7 +232,7 @@ def kill_soon(process, log, luck):
 LAST = 0
 DEATHS = {"ppo": [(die, "state", 2), (die, "rename", 1), None, None, (die, "adapter", LAST)]}
 DEATHS |= {"rl": [(die, "adapter", 3)], "sft": [(die, "rename", 1), (die, "state", 4)]}
-DEATHS |= {"dpo": [(die, "state", 2), (die, "adapter", 3)]}
+DEATHS |= {"grpo": [(die, "state", 2), None], "dpo": [(die, "state", 2), (die, "adapter", 3)]}
 
 
 @pytest.mark.parametrize("method", DEATHS)
@@ -425,6 +434,7 @@ def spoil(number):
 def test_a_bad_gradient_skips_its_step_and_the_run_goes_on(work, method):
     own = {
         "ppo": ("--ppo_epochs", 2, "--num_updates", 2, "--length_penalty_alpha", 1),
+        "grpo": ("--num_updates", 2),
         "rl": ("--baseline", "none"),  # so that every step has a gradient
         "sft": ("--warmup_ratio", 0),  # the first learning rate is not 0
     }[method]
@@ -435,7 +445,7 @@ def test_a_bad_gradient_skips_its_step_and_the_run_goes_on(work, method):
     assert first != second == third
     log = lines(folder / LOGS[method])
     bad = [row for row in log if row["grad_norm"] != row["grad_norm"]]
-    assert len(bad) == 1 and bad[0] is log[0 if method == "ppo" else 1]
+    assert len(bad) == 1 and bad[0] is log[0 if method in ("ppo", "grpo") else 1]
     saved = load_file(folder / "adapter_model.safetensors")
     assert all(tensor.isfinite().all() for tensor in saved.values())
     total = sum(tensor.double().abs().sum().item() for tensor in saved.values())
@@ -508,7 +518,7 @@ def test_two_processes_by_their_real_command(work, whole):
     assert_same_training("ppo", whole["ppo"], work / "ppo_two")
 
 
-@pytest.mark.parametrize("method", ["rl", "sft", "dpo"])
+@pytest.mark.parametrize("method", ["rl", "grpo", "sft", "dpo"])
 def test_two_processes(work, whole, method):
     own = (
         ("--max_steps", 2, "--lora_dropout", 0) if method == "sft" else ()
