@@ -25,4 +25,4 @@ for ALPHA in 0.01 0.03; do
         evaluate "${NAME}_$RUN" "checkpoints/${NAME}_lora_$RUN"
     done
 done
-python compare_runs.py --html
+compare

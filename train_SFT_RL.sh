@@ -24,4 +24,4 @@ for ALPHA in 0.01 0.03; do
         --learning_rate "$RL_LR"
     evaluate "${NAME}_$RUN" "checkpoints/${NAME}_lora_$RUN"
 done
-python compare_runs.py --html
+compare
