@@ -10,7 +10,7 @@ cd "$(dirname "$0")"
 . ./profile.sh
 
 STEPS=${NUM_STEPS:-$STEPS}
-for ALPHA in 0.01 0.03; do
+for ALPHA in ${ALPHAS:-0.01 0.03}; do
     RUN=rl_alpha${ALPHA}_$STEPS
     python train_rl_lora.py --resume \
         --sft_model "$SFT" \

@@ -15,8 +15,8 @@ printf '%s\\t' "$@" >>calls
 echo >>calls
 [ "$(wc -l <calls)" -ne "${STOP_AT:-0}" ] || exit 130
 case $1 in
-data/prepare_humaneval.py) touch data/humaneval_train.jsonl data/humaneval_test.jsonl data/humaneval_all.jsonl ;;
-data/prepare_mbpp.py) touch data/mbpp_train.jsonl data/mbpp_test.jsonl ;;
+data/prepare_humaneval.py) for SIDE in train test all; do touch data/humaneval_$SIDE.jsonl; done ;;
+data/prepare_mbpp.py) for SIDE in train test; do touch data/mbpp_$SIDE.jsonl; done ;;
 esac
 """
 SCRIPTS = "PPO", "SFT_RL", "GRPO", "DPO"
