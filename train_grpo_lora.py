@@ -202,7 +202,7 @@ def rollout(model, tokenizer, sandbox, tasks, max_new_tokens, uniform=None, temp
     return samples
 
 
-# ---- log-probabilities, advantages and loss -----------------------------------------------------------
+# ---- log-probabilities: copies, kept equal by tests/test_copies.py ------------------------------------
 
 
 def group_logprobs(model, tokenizer, samples, temperature):
@@ -230,6 +230,9 @@ def group_logprobs(model, tokenizer, samples, temperature):
     logits = logits.float() / temperature
     logprobs = logits.gather(-1, ids[..., None]).squeeze(-1) - logits.logsumexp(-1)
     return logprobs * mask, mask
+
+
+# ---- advantages and loss ----------------------------------------------------------------------------
 
 
 def group_advantages(rewards: torch.Tensor, group_size: int, scale: str) -> torch.Tensor:
