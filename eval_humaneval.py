@@ -240,7 +240,7 @@ def make_room(model, inputs, output):
 
 def load_merged(folder, device):
     """(model, tokenizer) of a folder by merge_lora.py, in the format it was saved in; or SystemExit.
-    Not in 4 bit again: its base was rounded before, and rounding the sum costs about what the adapter gave."""
+    Not in 4 bit again: its base was rounded before, and rounding the sum costs what the adapter gave."""
     args = {"dtype": "auto", "device_map": device, "use_safetensors": True, "output_loading_info": True}
     with stop_with(f"cannot load {folder}, a merged model"):
         tokenizer = AutoTokenizer.from_pretrained(folder)
