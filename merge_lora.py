@@ -104,7 +104,7 @@ if __name__ == "__main__":
     model, tokenizer = load_adapter(cfg.adapter, device)
     base_name, commit = model.get_base_model().name_or_path, getattr(model.config, "_commit_hash", None)
     prompt_ids = [encode_prompt(tokenizer, task) for task in tasks]
-    check_model(cast(model), tokenizer, prompt_ids, cfg.max_new_tokens)
+    check_model(generate, cast(model), tokenizer, prompt_ids, cfg.max_new_tokens)
     completions = dict(generate(model, tokenizer, prompt_ids, cfg.max_new_tokens))
     logprobs = score(model, prompt_ids, completions)  # (all tokens,)
 
