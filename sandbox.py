@@ -37,6 +37,7 @@ from dataclasses import dataclass, replace
 
 import sandbox_worker
 from data.checks import (  # noqa: F401 (some are for the scripts, which share this file)
+    check_logprobs,
     check_model,
     check_supported,
     parse_config,
@@ -53,6 +54,7 @@ from data.tasks import (  # noqa: F401
     encode_prompt,
     io_cases,
     program,
+    read_pairs,
     read_tasks,
     reference,
     stub,

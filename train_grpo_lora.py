@@ -202,7 +202,7 @@ def rollout(model, tokenizer, sandbox, tasks, max_new_tokens, uniform=None, temp
     return samples
 
 
-# ---- log-probabilities, advantages and loss -----------------------------------------------------------
+# ---- log-probabilities: copies, kept equal by tests/test_copies.py ------------------------------------
 
 
 def group_logprobs(model, tokenizer, samples, temperature):
@@ -230,6 +230,9 @@ def group_logprobs(model, tokenizer, samples, temperature):
     logits = logits.float() / temperature
     logprobs = logits.gather(-1, ids[..., None]).squeeze(-1) - logits.logsumexp(-1)
     return logprobs * mask, mask
+
+
+# ---- advantages and loss ----------------------------------------------------------------------------
 
 
 def group_advantages(rewards: torch.Tensor, group_size: int, scale: str) -> torch.Tensor:
@@ -372,9 +375,7 @@ if __name__ == "__main__":
             sample |= {"advantage": advantage, "weight": weight}
 
         # ---- update: still in eval mode, set by generate; with dropout no ratio would be 1 ----
-        active = [
-            s for s in batch if s["weight"] and (s["advantage"] or cfg.kl_coef)
-        ]  # others have no gradient
+        active = [s for s in batch if s["weight"] and (s["advantage"] or cfg.kl_coef)]  # with a gradient
         active.sort(key=lambda s: (len(s["prompt_ids"]), s["prompt_ids"], s["gen_len"]))  # groups together
         mbs = [active[i : i + cfg.micro_batch_size] for i in range(0, len(active), cfg.micro_batch_size)]
         mbs = mbs[rank::world]

@@ -84,7 +84,6 @@ def check_model(generate, model, tokenizer, prompt_ids, max_new_tokens: int, sco
     import torch
 
     within(model, tokenizer, max(map(len, prompt_ids)) + max_new_tokens)
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # in standard deviations of the logits
     with stop_with(f"models of type {model.config.model_type} cannot be used here"), torch.no_grad():
         prompts = [min(prompt_ids, key=len), max(prompt_ids, key=len)]
         greedy = dict(generate(model, tokenizer, prompts, 8))
@@ -93,15 +92,31 @@ def check_model(generate, model, tokenizer, prompt_ids, max_new_tokens: int, sco
         greedy = dict(generate(model, stop, prompts * 2, 8))  # rows 2 and 3 may be computed with 0 and 1
         pairs = [(0, 0), (1, 1), (0, 1)]  # a prompt has two completions
         samples = [{"prompt_ids": prompts[i], "completion_ids": greedy[j]} for i, j in pairs]
-        scored, mask = score(model, tokenizer, samples, 1.0) if score else ([], [])
-        for i, sample in enumerate(samples):
-            prompt, completion = sample["prompt_ids"], sample["completion_ids"]
-            ids = torch.tensor([prompt + completion], device=model.device)
-            logits = model(ids).logits[0, len(prompt) - 1 : -1].float()  # (C, V)
-            logprobs = logits.log_softmax(-1)
-            own = logprobs.gather(-1, ids[0, len(prompt) :, None]).squeeze(-1)  # (C,)
-            errors = (logprobs.amax(-1) - own) * (i < 2)  # the third is not greedy
-            if score:
-                errors = errors + (scored[i][mask[i] > 0] - own).abs()
-            if not errors.max() <= tolerance * logits.std():
-                raise ValueError("generated tokens or their log-probs are not those of the model's forward")
+        compare(model, tokenizer, samples, score, range(2))  # the third is not greedy
+
+
+def check_logprobs(score, model, tokenizer, samples: list[dict]):
+    """SystemExit unless the log-probabilities that `score` gives are those of the plain forward."""
+    import torch
+
+    with stop_with(f"models of type {model.config.model_type} cannot be used here"), torch.no_grad():
+        compare(model, tokenizer, samples, score)
+
+
+def compare(model, tokenizer, samples, score, greedy=()):
+    """ValueError unless the plain forward agrees with `score`, if given, and finds these samples greedy."""
+    import torch
+
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # in standard deviations of the logits
+    scored, mask = score(model, tokenizer, samples, 1.0) if score else ([], [])
+    for i, sample in enumerate(samples):
+        prompt, completion = sample["prompt_ids"], sample["completion_ids"]
+        ids = torch.tensor([prompt + completion], device=model.device)
+        logits = model(ids).logits[0, len(prompt) - 1 : -1].float()  # (C, V)
+        logprobs = logits.log_softmax(-1)
+        own = logprobs.gather(-1, ids[0, len(prompt) :, None]).squeeze(-1)  # (C,)
+        errors = (logprobs.amax(-1) - own) * (i in greedy)
+        if score:
+            errors = errors + (scored[i][mask[i] > 0] - own).abs()
+        if not errors.max() <= tolerance * logits.std():
+            raise ValueError("generated tokens or their log-probs are not those of the model's forward")

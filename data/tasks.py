@@ -1,6 +1,7 @@
 """Tasks: reads their files, and compiles their tests.
 
     read_tasks(path)              the tasks of a file, or one line that says what is wrong with it
+    read_pairs(path, tasks)       pairs of completions for them: one is better than the other
     program(task, completion)     what runs; program(task, reference(task)) must pass
 
 A model completes the prompt or, with read_tasks(path, "chat"), answers CHAT, which holds the prompt. The
@@ -28,6 +29,7 @@ import json
 import re
 import textwrap
 import threading
+from collections import Counter
 from contextlib import suppress
 
 from data.evalplus_files import LITERAL, from_evalplus, from_mbpp_plus, mended
@@ -212,6 +214,51 @@ def reference(task: dict) -> str:
     if "chat" not in task:
         return solution
     return f"```python\n{task['prompt'].rstrip()}{solution.rstrip()}\n```"
+
+
+def read_pairs(path, tasks: list[dict], prompt_format="completion") -> tuple[list[dict], Counter]:
+    """Read preference pairs; mistakes end in one clear line. Returns pairs, and how many it left out and why.
+
+    A pair is {"task", "chosen", "rejected", "chosen_truncated", "rejected_truncated"}. Its task is the one
+    with its prompt or, if there are no tasks at all, one without tests. White space at the end of a prompt
+    moves to the completions, as a program is prompt.rstrip() + completion.
+    """
+    by_prompt = {task["prompt"].rstrip(): task for task in tasks}
+    chat = {"chat": "answer"} if prompt_format == "chat" else {}
+    pairs, left_out, number = [], Counter(), 0
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = file.read().split("\n")
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            row = json.loads(line)
+            for name in "prompt", "chosen", "rejected":
+                if not isinstance(row[name], str):
+                    raise TypeError(f"{name} must be plain text (conversations: a list is not supported)")
+                row[name].encode()  # half a surrogate pair is a ValueError
+            prompt = row["prompt"].rstrip()
+            task = by_prompt.get(prompt) if tasks else {"task_id": "", "prompt": prompt, **chat}
+            pair: dict = {"task": task}
+            for side in "chosen", "rejected":
+                pair[side] = row["prompt"].removeprefix(prompt) + row[side]
+                pair[f"{side}_truncated"] = row.get(f"{side}_truncated") is True
+            if task is None:
+                left_out["no task has this prompt"] += 1
+            elif not (row["chosen"] and row["rejected"]) or row["chosen"] == row["rejected"]:
+                left_out["a side is empty, or both are equal"] += 1
+            else:
+                pairs.append(pair)
+    except FileNotFoundError:
+        raise SystemExit(f"{path}: no such file; make_pairs.py makes one") from None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        what = f"has no {error}" if isinstance(error, KeyError) else error
+        row = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
+        raise SystemExit(f"{path}, line {number}: {what}; a line must be {row}") from None
+    if not pairs:
+        reasons = "; ".join(f"{reason}: {count}" for reason, count in left_out.items())
+        raise SystemExit(f"{path} has no pair to train on ({reasons or 'it is empty'})")
+    return pairs, left_out
 
 
 def encode_prompt(tokenizer, task: dict) -> list[int]:
