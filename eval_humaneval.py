@@ -4,7 +4,7 @@
     pass_at_k_truncated  the same completions, cut after their answer (data/truncation.py)
 
 The first score asks whether the model is right and stops; the second whether it is right. Base and adapters
-are evaluated in the same 4-bit precision. Greedy unless --temperature is above 0.
+are evaluated in the same 4-bit precision, merged models as saved. Greedy unless --temperature is above 0.
 
     python eval_humaneval.py --model_path checkpoints/NAME_sft --exp_name sft
     python eval_humaneval.py --exp_name base_10 --n_samples 20 --temperature 0.8 --top_p 0.95 --k 1,10
