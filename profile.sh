@@ -1,20 +1,19 @@
-# Model, data and hyperparameters, read by train_SFT_RL.sh and train_PPO.sh; ends with a base model and an SFT
-# adapter that are evaluated. Every value can be set in front of the command: MODEL=Qwen/Qwen2.5-0.5B sh train_PPO.sh
-# Every command is given --resume: what is finished ends at once, what was interrupted goes on.
+# Model, data and hyperparameters, read by the four train_*.sh; ends with a base model and an SFT adapter that are
+# evaluated. Every value can be set in front of the command: MODEL=Qwen/Qwen2.5-0.5B sh train_PPO.sh
+# Every command that needs a model is given --resume: what is finished ends at once, what was interrupted goes on.
 export PYTHONWARNINGS=ignore::FutureWarning # about calls between the libraries, nothing a user could change
 PROFILE=${PROFILE:-$(python -c 'import torch; print("deepseek" if torch.cuda.is_available() else "tiny")')}
 case $PROFILE in
 deepseek)
-    : "${MODEL:=deepseek-ai/deepseek-coder-1.3b-base}" "${DATA:=data/humaneval}" "${NEW_TOKENS:=256}"
-    : "${SFT_LR:=5e-5}" "${RL_LR:=5e-6}" "${PPO_LR:=5e-6}"
-    : "${RL_BATCH:=4}" "${MICRO_BATCH:=2}" "${STEPS:=100}"
+    : "${MODEL:=deepseek-ai/deepseek-coder-1.3b-base}" "${DATASET:=humaneval}" "${NEW_TOKENS:=256}"
+    : "${SFT_LR:=5e-5}" "${RL_LR:=5e-6}" "${PPO_LR:=5e-6}" "${GRPO_LR:=1e-5}" "${DPO_LR:=5e-6}"
+    : "${RL_BATCH:=4}" "${DPO_BATCH:=8}" "${MICRO_BATCH:=2}" "${STEPS:=100}" "${CANDIDATES:=16}"
     [ "$MODEL" != deepseek-ai/deepseek-coder-1.3b-base ] || : "${NAME:=deepseek_1_3b}"
-    [ -f "${DATA}_train.jsonl" ] || python data/prepare_humaneval.py
     ;;
 tiny) # SFT is short on purpose and PPO collapses at 5e-4: see README, "The tiny model", and docs/ppo.md
-    : "${MODEL:=data/tiny_coder}" "${DATA:=data/mini}" "${NEW_TOKENS:=96}"
-    : "${SFT_LR:=3.5e-4}" "${RL_LR:=5e-4}" "${PPO_LR:=2e-4}"
-    : "${RL_BATCH:=8}" "${MICRO_BATCH:=8}" "${STEPS:=60}"
+    : "${MODEL:=data/tiny_coder}" "${DATASET:=mini}" "${NEW_TOKENS:=96}"
+    : "${SFT_LR:=3.5e-4}" "${RL_LR:=5e-4}" "${PPO_LR:=2e-4}" "${GRPO_LR:=5e-4}" "${DPO_LR:=5e-4}"
+    : "${RL_BATCH:=8}" "${DPO_BATCH:=16}" "${MICRO_BATCH:=8}" "${STEPS:=60}" "${CANDIDATES:=8}"
     [ "$MODEL" != data/tiny_coder ] || : "${NAME:=tiny}"
     ;;
 *)
@@ -23,16 +22,48 @@ tiny) # SFT is short on purpose and PPO collapses at 5e-4: see README, "The tiny
     ;;
 esac
 NAME=${NAME:-$(basename "$MODEL")} # the prefix of checkpoints and results
-SFT=checkpoints/${NAME}_lora_sft_v2
 
-evaluate() { # name of the results, model or adapter
+case $PROFILE-$DATASET in
+deepseek-humaneval | tiny-mini) RESULTS=results ;;
+deepseek-mbpp) # HumanEval, on which nothing was trained, is a second test
+    NAME=${NAME}_mbpp
+    RESULTS=results/mbpp
+    ;;
+*)
+    echo "DATASET is humaneval or mbpp for the profile deepseek, mini for tiny, not $DATASET (own files: DATA=my)" >&2
+    exit 2
+    ;;
+esac
+: "${DATA:=data/$DATASET}"
+case $DATA in
+data/humaneval | data/mbpp) [ -f "${DATA}_train.jsonl" ] || python "data/prepare_${DATA#data/}.py" ;;
+esac
+[ "$DATASET" != mbpp ] || [ -f data/humaneval_all.jsonl ] || python data/prepare_humaneval.py
+for FILE in "${DATA}_train.jsonl" "${DATA}_test.jsonl"; do
+    if [ ! -f "$FILE" ]; then
+        echo "$FILE is missing: DATA=my stands for the task files my_train.jsonl and my_test.jsonl" >&2
+        exit 2
+    fi
+done
+
+evaluate_on() { # task file, folder of the results, name of the results, model or adapter
     python eval_humaneval.py --resume \
-        --exp_name "$1" \
-        --model_path "$2" \
-        --data_path "${DATA}_test.jsonl" \
+        --data_path "$1" \
+        --results_dir "$2" \
+        --exp_name "$3" \
+        --model_path "$4" \
         --max_new_tokens "$NEW_TOKENS"
 }
+evaluate() { # name of the results, model or adapter
+    evaluate_on "${DATA}_test.jsonl" "$RESULTS" "$@"
+    [ "$DATASET" != mbpp ] || evaluate_on data/humaneval_all.jsonl "$RESULTS/humaneval" "$@"
+}
+compare() { # all results: table, paired tests, plots, report
+    python compare_runs.py --html --results_dir "$RESULTS"
+    [ "$DATASET" != mbpp ] || python compare_runs.py --html --results_dir "$RESULTS/humaneval"
+}
 
+SFT=checkpoints/${NAME}_lora_sft_v2
 evaluate "${NAME}_base" "$MODEL"
 python train_sft_lora.py --resume \
     --model_name "$MODEL" \

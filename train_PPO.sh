@@ -3,14 +3,15 @@
 #
 #   sh train_PPO.sh                   the 1.3B model where there is a CUDA device, the tiny model elsewhere
 #   PROFILE=tiny sh train_PPO.sh      the tiny model anywhere; profile.sh lists what else can be set
+#   ALPHAS=0.01 BATCHES=8 sh train_PPO.sh    one run, not four
 #
 # Time: tiny 8 minutes on 2 CPU cores; deepseek not measured. To repeat a stage, delete its folder.
 set -eu
 cd "$(dirname "$0")"
 . ./profile.sh
 
-for ALPHA in 0.01 0.03; do
-    for BATCH in 4 8; do
+for ALPHA in ${ALPHAS:-0.01 0.03}; do
+    for BATCH in ${BATCHES:-4 8}; do
         RUN=ppo_alpha${ALPHA}_${BATCH}
         python train_ppo_lora.py --resume \
             --sft_model "$SFT" \
@@ -25,4 +26,4 @@ for ALPHA in 0.01 0.03; do
         evaluate "${NAME}_$RUN" "checkpoints/${NAME}_lora_$RUN"
     done
 done
-python compare_runs.py --html
+compare

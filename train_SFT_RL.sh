@@ -10,7 +10,7 @@ cd "$(dirname "$0")"
 . ./profile.sh
 
 STEPS=${NUM_STEPS:-$STEPS}
-for ALPHA in 0.01 0.03; do
+for ALPHA in ${ALPHAS:-0.01 0.03}; do
     RUN=rl_alpha${ALPHA}_$STEPS
     python train_rl_lora.py --resume \
         --sft_model "$SFT" \
@@ -24,4 +24,4 @@ for ALPHA in 0.01 0.03; do
         --learning_rate "$RL_LR"
     evaluate "${NAME}_$RUN" "checkpoints/${NAME}_lora_$RUN"
 done
-python compare_runs.py --html
+compare

@@ -1,13 +1,13 @@
 """Split the 164 HumanEval tasks into 131 for training and 33 for testing.
 
 16 of the 131 are also written as a dev split: with --dev_path the trainers evaluate on them and do not train
-on them.
+on them. A further file has all 164, a test for models that were trained on other tasks.
 
     python data/prepare_humaneval.py                                  # from the Hugging Face hub
     python data/prepare_humaneval.py --source HumanEval.jsonl.gz      # from a local file, no network
 
 Reads   openai/openai_humaneval, or --source (.jsonl or .jsonl.gz of github.com/openai/human-eval)
-Writes  humaneval_train.jsonl, _dev.jsonl and _test.jsonl in --output_dir (default: this folder)
+Writes  humaneval_train.jsonl, _dev.jsonl, _test.jsonl and _all.jsonl in --output_dir (default: this folder)
 
 HumanEval has no training split of its own. A model trained on the 131 may be compared with others
 on the 33 only, never on all 164.
@@ -84,7 +84,8 @@ if __name__ == "__main__":
 
     train, test = split_indices(NUM_TASKS)
     dev = sorted(random.Random(SEED).sample(train, NUM_DEV))
-    for name, indices in (("train", train), ("dev", dev), ("test", test)):
+    splits = {"train": train, "dev": dev, "test": test, "all": range(NUM_TASKS)}
+    for name, indices in splits.items():
         path = Path(args.output_dir) / f"humaneval_{name}.jsonl"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

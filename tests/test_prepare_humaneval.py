@@ -92,6 +92,7 @@ def assert_split(folder, tasks):
     assert train == [task for i, task in enumerate(tasks) if i not in TEST_SPLIT]
     assert len(train) == 131
     assert all(list(task) == FIELDS for task in train + test)
+    assert read(folder / "humaneval_all.jsonl") == tasks
     dev = read(folder / "humaneval_dev.jsonl")
     assert len(dev) == 16 and all(task in train for task in dev)
     assert [train.index(task) for task in dev] == sorted(train.index(task) for task in dev)
@@ -104,7 +105,7 @@ def test_split_of_a_local_file(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert_split(tmp_path / "new/folder", tasks)
-    assert len(list((tmp_path / "new/folder").iterdir())) == 3  # no temporary file is left
+    assert len(list((tmp_path / "new/folder").iterdir())) == 4  # no temporary file is left
 
 
 def test_split_of_the_real_file(tmp_path):

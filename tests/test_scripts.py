@@ -598,14 +598,3 @@ def test_results_folder_that_cannot_be_made(work):
     (work / "a_results_file").write_text("")
     flags = ("--data_path", work / "test.jsonl", "--results_dir", work / "a_results_file/below")
     assert "--results_dir" in message_of("eval_humaneval.py", *flags, "--model_path", BASE)
-
-
-def test_unknown_profile():
-    done = subprocess.run(
-        ["sh", "train_PPO.sh"],
-        cwd=ROOT,
-        env={**ENVIRONMENT, "PROFILE": "huge"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and "deepseek or tiny" in done.stderr

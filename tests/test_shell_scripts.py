@@ -1,0 +1,178 @@
+"""profile.sh and the four train_*.sh, with a `python` that only writes down how it was called."""
+
+import os
+import shutil
+import subprocess
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from transformers import HfArgumentParser
+
+STUB = """#!/bin/sh
+printf '%s\\t' "$@" >>calls
+echo >>calls
+[ "$(wc -l <calls)" -ne "${STOP_AT:-0}" ] || exit 130
+case $1 in
+data/prepare_humaneval.py) for SIDE in train test all; do touch data/humaneval_$SIDE.jsonl; done ;;
+data/prepare_mbpp.py) for SIDE in train test; do touch data/mbpp_$SIDE.jsonl; done ;;
+esac
+"""
+SCRIPTS = "PPO", "SFT_RL", "GRPO", "DPO"
+MBPP = {"PROFILE": "deepseek", "DATASET": "mbpp"}
+each_script = pytest.mark.parametrize("name", SCRIPTS)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A folder with the shell scripts, mini tasks without content, and the stub."""
+    copy = tmp_path / "a copy"
+    (copy / "data").mkdir(parents=True)
+    for path in ROOT.glob("*.sh"):
+        shutil.copy(path, copy)
+    for side in "train", "test":
+        (copy / f"data/mini_{side}.jsonl").touch()
+    (tmp_path / "python").write_text(STUB)
+    (tmp_path / "python").chmod(0o755)
+    return copy
+
+
+def run(copy, name, **values):
+    """(process, its calls of python as lists of words); from another folder, as a user may."""
+    (copy / "calls").unlink(missing_ok=True)
+    environment = {"PATH": f"{copy.parent}:{os.environ['PATH']}", "PROFILE": "tiny"}
+    environment |= {name: str(value) for name, value in values.items()}
+    command = ["sh", str(copy / f"train_{name}.sh")]
+    done = subprocess.run(command, env=environment, cwd=copy.parent, capture_output=True, text=True)
+    calls = (copy / "calls").read_text().splitlines() if (copy / "calls").exists() else []
+    return done, [line.split("\t")[:-1] for line in calls]
+
+
+def calls_of(copy, name, **values):
+    done, calls = run(copy, name, **values)
+    assert done.returncode == 0, done.stderr
+    return calls
+
+
+def flags_of(call):
+    """{flag: its value, or True}, as the script itself reads them where it has a Config."""
+    script, *words = call
+    if hasattr(module := import_module(Path(script).stem), "Config"):
+        return vars(HfArgumentParser(module.Config, allow_abbrev=False).parse_args(words))
+    flags = {}
+    for word, value in zip(words, [*words[1:], "--"]):
+        if word.startswith("--"):
+            assert f'"{word}"' in (ROOT / script).read_text()
+            flags[word.removeprefix("--")] = value.startswith("--") or value
+    return flags
+
+
+@each_script
+@pytest.mark.parametrize("values", [{}, {"PROFILE": "deepseek"}, MBPP, {"DATA": "data/mini", "NAME": "mine"}])
+def test_commands_are_understood_and_read_what_is_there(copy, name, values):
+    made, trained, evaluated, compared = set(), [], [], []
+    calls = [call for call in calls_of(copy, name, **values) if "prepare" not in call[0]]
+    for call in calls:
+        flags = flags_of(call)
+        for flag in {"train_path", "task_path", "data_path"} & flags.keys():
+            assert (copy / flags[flag]).is_file()
+        for flag in {"sft_model", "pairs_path", "candidates"} & flags.keys():
+            assert flags[flag] in made
+        if call[0] == "eval_humaneval.py":
+            evaluated.append(flags)
+            made.add(f"{flags['results_dir']}/{flags['exp_name']}_per_task.jsonl")
+        elif call[0] == "compare_runs.py":
+            compared.append(flags["results_dir"])
+        else:
+            assert flags["output_dir"] not in made
+            made |= {flags["output_dir"], flags["output_dir"] + "/pairs.jsonl"}
+            trained += [flags["output_dir"]] * ("train_path" in flags)
+    models = [flags_of(call)["model_name"] for call in calls if call[0] == "train_sft_lora.py"] + trained
+    for folder in compared:  # in each, all models were tested under names of their own, on one file
+        here = [flags for flags in evaluated if flags["results_dir"] == folder]
+        assert [flags["model_path"] for flags in here] == models
+        assert len({flags["exp_name"] for flags in here}) == len(models)
+        assert len({flags["data_path"] for flags in here}) == 1
+    others = [flags["results_dir"] for flags in evaluated if flags["results_dir"] not in compared]
+    assert others == ["results/candidates"] * (name == "DPO")
+    assert len(models) == {"PPO": 6, "SFT_RL": 4, "GRPO": 4, "DPO": 4}[name]
+
+
+@each_script
+def test_interrupted_anywhere_and_started_again(copy, name):
+    """It ends with the command that was interrupted; the same commands go on."""
+    calls = calls_of(copy, name)
+    for number in range(1, len(calls) + 1):
+        done, before = run(copy, name, STOP_AT=number)
+        assert done.returncode == 130 and before == calls[:number]
+    assert calls_of(copy, name) == calls
+    without_model = "make_pairs.py", "compare_runs.py"
+    assert all(call[1] == "--resume" for call in calls if call[0] not in without_model)
+
+
+@each_script
+@pytest.mark.parametrize(
+    "values, part",
+    [
+        ({"PROFILE": "huge"}, "PROFILE is deepseek or tiny, not huge"),
+        ({"DATASET": "apps"}, "not apps"),
+        ({"DATASET": "mbpp"}, "mbpp for the profile deepseek"),
+        ({"DATASET": "mini", "PROFILE": "deepseek"}, "mini for tiny"),
+        ({"DATA": "data/other"}, "data/other_train.jsonl is missing"),
+        ({"DATA": "data/other", "PROFILE": "deepseek"}, "data/other_train.jsonl is missing"),
+    ],
+)
+def test_wrong_values_end_in_one_line_before_anything_runs(copy, name, values, part):
+    done, calls = run(copy, name, **values)
+    assert (done.returncode, done.stdout, calls) == (2, "", [])
+    assert part in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_half_of_your_own_files(copy):
+    (copy / "my_train.jsonl").touch()
+    done, calls = run(copy, "PPO", DATA="my")
+    assert (done.returncode, calls) == (2, []) and "my_test.jsonl is missing" in done.stderr
+
+
+def test_data_sets_are_prepared_once(copy):
+    humaneval, mbpp = ["data/prepare_humaneval.py"], ["data/prepare_mbpp.py"]
+    assert calls_of(copy, "GRPO", **MBPP)[:2] == [mbpp, humaneval]
+    assert not {"data/prepare_mbpp.py", "data/prepare_humaneval.py"} & {
+        call[0] for call in calls_of(copy, "DPO", **MBPP) + calls_of(copy, "PPO", PROFILE="deepseek")
+    }
+    (copy / "data/humaneval_all.jsonl").unlink()  # of a version that did not make it
+    assert calls_of(copy, "PPO", **MBPP)[0] == humaneval
+    (copy / "data/humaneval_train.jsonl").unlink()
+    assert calls_of(copy, "PPO", PROFILE="deepseek")[0] == humaneval
+
+
+def test_mbpp_is_also_tested_on_all_of_humaneval(copy):
+    evaluated = [flags_of(call) for call in calls_of(copy, "GRPO", **MBPP) if call[0] == "eval_humaneval.py"]
+    files = {flags["results_dir"]: flags["data_path"] for flags in evaluated}
+    all_of_it = {"results/mbpp/humaneval": "data/humaneval_all.jsonl"}
+    assert files == {"results/mbpp": "data/mbpp_test.jsonl"} | all_of_it
+    assert {flags["exp_name"].partition("_mbpp_")[0] for flags in evaluated} == {"deepseek_1_3b"}
+
+
+def test_what_grpo_and_dpo_run(copy):
+    dapo, dr_grpo = [flags_of(call) for call in calls_of(copy, "GRPO") if "grpo" in call[0]]
+    assert (dapo["loss_type"], dapo["scale"]) == ("dapo", "group")
+    assert (dr_grpo["loss_type"], dr_grpo["scale"]) == ("dr_grpo", "none")
+    given = "batch_size", "samples_per_task", "learning_rate", "num_updates", "max_new_tokens"
+    assert [dapo[flag] for flag in given] == [dr_grpo[flag] for flag in given] == [4, 8, 5e-4, 60, 96]
+    short = [flags_of(call) for call in calls_of(copy, "GRPO", NUM_UPDATES=2) if "grpo" in call[0]]
+    assert [flags["num_updates"] for flags in short] == [2, 2]
+
+    calls = calls_of(copy, "DPO", NUM_EPOCHS=0.5)
+    ours, longest = [flags_of(call) for call in calls if call[0] == "make_pairs.py"]
+    assert ours.keys() == {"task_path", "candidates", "output_dir"}
+    other = {"rejected": "longest", "stop_pairs": "0", "n_best": "1"}
+    assert longest == {**ours, **other, "output_dir": longest["output_dir"]}
+    candidates = [flags_of(call) for call in calls if "--n_samples" in call]
+    assert [(flags["n_samples"], flags["temperature"]) for flags in candidates] == [(8, 1.0)]
+    for call in calls:
+        if call[0] == "train_dpo_lora.py":
+            flags = flags_of(call)
+            given = "beta", "learning_rate", "num_epochs", "batch_size"
+            assert [flags[flag] for flag in given] == [0.1, 5e-4, 0.5, 16]
