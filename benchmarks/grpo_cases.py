@@ -19,7 +19,7 @@ new ones, as in a second epoch. Ours and TRL's names:
 
 Both mean the same where one optimizer step takes a whole generation, in micro-batches of equal size, as here.
 They differ elsewhere, which the cases leave out:
-- TRL's default use_bias_correction_kl=True multiplies k3 by the ratio (DeepSeek-V3.2). Here it is off, as ours
+- TRL's default use_bias_correction_kl=True multiplies k3 by the ratio (DeepSeek-V3.2). Here it is off: ours
   is DeepSeekMath's k3 alone. At ratio 1 the values are equal, the gradients are not: TRL's is that of
   KL(pi || ref), ours that of KL(ref || pi).
 - TRL bounds neither the log-ratio nor the exponent of k3; ours ends both at +-20, as e^100 would overflow.
@@ -43,7 +43,7 @@ REWARDS = [1.0, 0.0, 0.0, 1.0, 0.25, 0.5, 0.75, 0.0, 1.0, 1.0, 1.0, 1.0]  # the 
 LENGTHS = [3, 1, 6, 2, 4, 6, 2, 5, 1, 6, 3, 2]
 TRUNCATED = [length == MAX_NEW_TOKENS for length in LENGTHS]
 CENTRES = [0.25, -0.23, 0.3, 0.0003, 0.24, -0.3, -0.0004, 0.22, 0.1, 0.3, -0.5, 0.0]  # mean log-ratios, about
-OPTIONS = {
+OPTIONS: dict = {
     "loss_type": ["dapo", "grpo", "dr_grpo"],
     "scale": ["group", "batch", "none"],
     "ratio_level": ["token", "sequence_mean"],
