@@ -21,6 +21,7 @@ SCRIPT_OF = {
     "reinforce": "train_rl_lora.py",
     "ppo": "train_ppo_lora.py",
     "grpo": "train_grpo_lora.py",
+    "dpo": "train_dpo_lora.py",
 }
 ALGORITHMS = [f"docs/{name}.md" for name in SCRIPT_OF]
 HEADINGS = "Idea, Equation, Pseudo-code, Usage, Logged metrics, Implementation details, Results, Known limits"
