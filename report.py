@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +18,7 @@ import numpy as np
 from pygments.lexers import PythonLexer
 from pygments.token import STANDARD_TYPES
 
-from data.scores import ENDINGS, wilson
+from data.scores import ENDINGS, interval_of
 from data.tasks import read_tasks
 
 matplotlib.use("Agg")  # draws without a display
@@ -27,13 +28,19 @@ plt.rcParams.update({"savefig.dpi": 150, "savefig.bbox": "tight", "figure.constr
 plt.rcParams.update({"axes.grid": True, "axes.axisbelow": True, "grid.color": "0.9", "legend.frameon": False})
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 9})
 
-METHODS = {"base": "0.5", "SFT": "tab:green", "REINFORCE": "tab:orange", "PPO": "tab:blue"}  # order, colour
-PANELS: dict[str, tuple] = {  # label in the learning curves: factor, the field in the log of PPO or REINFORCE
+METHODS = {"base": "0.5", "SFT": "C2", "REINFORCE": "C1", "PPO": "C0", "GRPO": "C9", "DPO": "C6"}  # and order
+PANELS: dict[str, tuple] = {  # label in the learning curves: factor, the names of its field in the logs
     "pass rate (%)": (100, "avg_base_reward", "base_reward"),
     "dev pass@1 (%)": (100, "dev_pass_at_1"),  # greedy, with --dev_path
     "length (tokens)": (1, "avg_gen_len", "gen_len"),
     "approximate KL": (1, "approx_kl"),  # from the policy that sampled: how far one update moved
     "clipped (%)": (100, "clip_frac"),
+    "tasks with a passing sample (%)": (100, "any_passed"),
+    "tasks whose samples are rewarded alike (%)": (100, "flat"),  # from these GRPO learns nothing
+    "DPO: pairs in the right order (%)": (100, "accuracy"),
+    "DPO: margin": (1, "margin"),
+    "DPO: log-prob of chosen since SFT (per token)": (1, "change_chosen"),  # may fall, too
+    "DPO: log-prob of rejected since SFT (per token)": (1, "change_rejected"),
 }
 OUTCOMES = {  # in the order of the bars: label, colour
     "passed": ("passed", "#2e9e5b"),
@@ -48,6 +55,7 @@ CAPTIONS = {
     "scores.png": "pass@1 and length. Filled: as generated, with 95 % interval. Hollow: truncated.",
     "outcomes.png": "What became of the completions. Thick bars: as generated; thin bars: cut.",
     "learning_curves.png": "Training: pass rate, length and size of the updates, from the logs.",
+    "pass_at_k.png": "What k completions of a task achieve: means over tasks, with 95 % intervals.",
 }
 SHOWN_SAMPLES = 5  # of each task and run; the files hold all
 
@@ -65,14 +73,6 @@ def path_of(name: str) -> Path:
 # ---- plots ----
 def is_number(value) -> bool:
     return isinstance(value, (int, float)) and abs(value) < 1e15  # NaN is not, nor is what no float holds
-
-
-def interval(run: dict, ending: str = "") -> list[float] | None:
-    """95 % interval [low, high] of pass@1: the recorded one, else Wilson's; None if the files do not say."""
-    recorded, passed = run.get(f"interval{ending}"), run.get(f"num_pass{ending}")
-    if recorded or passed is None or run.get("num_samples") not in (None, run["num_tasks"]):
-        return recorded
-    return wilson(passed, run["num_tasks"])
 
 
 def as_text(name: str) -> str:
@@ -95,7 +95,7 @@ def plot_scores(runs, path):
     for y, run in enumerate(runs):
         color = METHODS.get(run["method"], "black")
         raw, cut = 100 * run["pass_at_1"], run["pass_at_1_truncated"]
-        if limits := interval(run):
+        if limits := interval_of(run):
             scores.plot([100 * limit for limit in limits], [y, y], color=color, solid_capstyle="butt", **bar)
         if cut is not None:
             scores.plot([raw, 100 * cut], [y, y], color=color, linewidth=0.8)
@@ -182,7 +182,7 @@ def plot_learning_curves(runs, logs, path):
     curves = [learning_curves(log) for log in logs]
     panels = [panel for panel in PANELS if any(panel in curve for curve in curves)]
     if not panels:
-        print(f"No REINFORCE or PPO training log found: {path} not drawn.")
+        print(f"No training log of REINFORCE, PPO, GRPO or DPO found: {path} not drawn.")
         return None
     groups = {}  # name: the curves of its seeds
     for run, curve in zip(runs, curves):
@@ -200,7 +200,8 @@ def plot_learning_curves(runs, logs, path):
             if drawn := [seed[panel] for seed in seeds if panel in seed]:
                 draw_curve(axes, drawn, color)
         axes.set_title(panel, fontsize=10)
-        axes.set(xlabel="sampled completions", xlim=(0, None), ylim=(0, None))
+        xlabel = "steps" if panel.startswith("DPO") else "sampled completions"
+        axes.set(xlabel=xlabel, xlim=(0, None), ylim=(None if axes.dataLim.y0 < 0 else 0, None))
     ncols = 1 if len(groups) <= 4 else 2  # low enough to stay below the curves
     grid[0, 0].legend(loc="lower right", ncols=ncols, fontsize=7, handlelength=1, frameon=True)
     smoothing = "Lines: mean over the last tenth of a run's updates (fewer at its start)"
@@ -226,14 +227,12 @@ def data_of(run: dict) -> str | None:
     return (run.get("protocol") or {}).get("dataset_sha256")
 
 
-def prompts(run):
-    """{task_id: prompt} of a run's task file, if that is still what it was evaluated on."""
-    try:
+def tasks_of(run: dict) -> dict[str, dict]:
+    """{task_id: task} of a run's task file, if that is still what it was evaluated on."""
+    with suppress(OSError):
         path = path_of(run["data_path"] or "")
         if data_of(run) == hashlib.sha256(path.read_bytes()).hexdigest():
-            return {task["task_id"]: task["prompt"].rstrip() for task in read_tasks(path)}
-    except OSError:
-        pass
+            return {task["task_id"]: task for task in read_tasks(path, run["protocol"].get("prompt_format"))}
     return {}
 
 
@@ -262,7 +261,7 @@ def page_data(runs: list[dict], tables: list, notes: list[str], pairs: list[dict
     is_mixed = len({data_of(run) for run in runs} - {None}) > 1  # of two task files with the same ids
     tasks = {}
     for i, run in enumerate(runs):
-        texts = prompts(run)
+        texts = {name: known["prompt"].rstrip() for name, known in tasks_of(run).items()}
         for row in run["rows"] or ():
             name = row["task_id"]
             empty = {"id": name, "prompt": None, "level": row.get("difficulty"), "runs": [[] for _ in runs]}

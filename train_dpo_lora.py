@@ -275,7 +275,8 @@ if __name__ == "__main__":
 
     # ---- reference: under the adapter that was just loaded, before any step, and before --resume ----
     samples = list({id(sample): sample for pair in pairs for sample in pair["both"]}.values())
-    samples.sort(key=lambda s: (len(s["prompt_ids"]), s["prompt_ids"], len(s["completion_ids"])))
+    # those of a prompt side by side, but long ones apart, or the others would be padded to them
+    samples.sort(key=lambda s: (len(s["completion_ids"]) // 64, len(s["prompt_ids"]), s["prompt_ids"]))
     size, scored = 2 * cfg.micro_batch_size, []
     firsts = range(rank * size, len(samples), world * size)
     with torch.no_grad():

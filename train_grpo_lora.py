@@ -375,9 +375,7 @@ if __name__ == "__main__":
             sample |= {"advantage": advantage, "weight": weight}
 
         # ---- update: still in eval mode, set by generate; with dropout no ratio would be 1 ----
-        active = [
-            s for s in batch if s["weight"] and (s["advantage"] or cfg.kl_coef)
-        ]  # others have no gradient
+        active = [s for s in batch if s["weight"] and (s["advantage"] or cfg.kl_coef)]  # with a gradient
         active.sort(key=lambda s: (len(s["prompt_ids"]), s["prompt_ids"], s["gen_len"]))  # groups together
         mbs = [active[i : i + cfg.micro_batch_size] for i in range(0, len(active), cfg.micro_batch_size)]
         mbs = mbs[rank::world]

@@ -27,11 +27,8 @@ from types import SimpleNamespace
 ROOT = Path(__file__).resolve().parents[1]
 CHOSEN, REJECTED = [3, 1, 6, 2, 4], [4, 6, 2, 2, 1]  # tokens
 MARGINS = [0.0, 3.0, -8.0, 40.0, 0.7]  # differences of the log-ratios, about
-OPTIONS: dict[str, list] = {
-    "loss_type": ["sigmoid", "sigmoid_norm", "ipo"],
-    "beta": [0.1, 0.5],
-    "nll_coef": [0.0, 0.3],
-}
+LOSS_TYPES = ["sigmoid", "sigmoid_norm", "ipo"]
+OPTIONS: dict[str, list] = {"loss_type": LOSS_TYPES, "beta": [0.1, 0.5], "nll_coef": [0.0, 0.3]}
 
 
 def draw_logprobs():

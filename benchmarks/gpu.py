@@ -78,7 +78,7 @@ def build(folder, tiny):
 def sft(folder, tiny):
     """Seconds per optimizer step of train_sft_lora.py; writes the adapter."""
     flags = {"model_name": f"{folder}/model", "train_path": f"{folder}/sft.jsonl", "max_steps": UPDATES}
-    rows = run_script("train_sft_lora.py", flags | {"output_dir": f"{folder}/adapter"})
+    _, rows = run_script("train_sft_lora.py", flags | {"output_dir": f"{folder}/adapter"})
     return {"seconds": durations(rows), "loss": [row["loss"] for row in rows]}
 
 
@@ -102,7 +102,7 @@ def reinforcement(name, count, folder, tiny):
     sandbox.start_scoring = pass_every_second()  # the preflight does not use it
     flags = {"sft_model": f"{folder}/adapter", "train_path": f"{folder}/rl.jsonl", count: UPDATES}
     flags |= {"output_dir": f"{folder}/{name}"} | ({"max_new_tokens": 16} if tiny else {})
-    rows = run_script(f"train_{name}_lora.py", flags)
+    _, rows = run_script(f"train_{name}_lora.py", flags)
     if min(row["grad_norm"] for row in rows) == 0 or {row.get("epochs", 4) for row in rows} != {4}:
         raise RuntimeError(f"not the updates that were to be measured: {rows}")
     return {"seconds": durations(rows), "grad_norm": [row["grad_norm"] for row in rows]}

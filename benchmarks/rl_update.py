@@ -1,19 +1,29 @@
-"""Time per PPO update of train_ppo_lora.py: 32 tasks, one completion each, with the tiny model on the CPU.
+"""Time per update of train_grpo_lora.py and of TRL's GRPOTrainer, the same GRPO: tiny model, on the CPU.
 
-    python benchmarks/rl_update.py                        # about 2 minutes on 2 cores
-    python benchmarks/rl_update.py --root OTHER_CHECKOUT  # both take turns; prints ratios this / other
+    pip install --no-deps -r benchmarks/requirements-rl.txt
+    python benchmarks/rl_update.py                        # about 10 minutes on 2 quiet cores
+    python benchmarks/rl_update.py --root OTHER_CHECKOUT  # ours there as well; prints ratios this / other
 
 Reads   data/tiny_coder and data/mini_train.jsonl; an adapter with --sft_model, else it trains one first
-Prints  figures of each checkout and, last, one JSON line with those of every round
+Prints  differences in the first update, figures of each run and, last, one JSON line with all of every round
 
-Every run is a process of its own. Its first update warms up and is left out. Seconds are medians over the
-updates; ratios are taken within each round, and the median of the rounds is printed. CPU time is that of all
-threads of the trainer, without the sandbox's processes, by sampled token; "samples: equal" says that both
-checkouts had the same completions. Where other work runs on the machine, put OMP_NUM_THREADS=1 before the
-command: threads that wait for each other take many times longer; CPU time then hardly changes.
+Both sides have the same model (the base as ours loads it: rounded to 4 bit, unpacked to float32) with the
+same adapter, the same sandbox for rewards, and the same algorithm: 4 tasks x 8 samples of at most 96 tokens
+from the full distribution; advantages divided by the std of the group; loss dapo with a ratio per token,
+clipped at 0.2, no KL; 1 or 4 optimizer steps, each on all 32 completions in micro-batches of 8. To begin
+with, TRL gets the completions and rewards of one update of ours, and must find the same loss and the same
+norm of the gradient in every step of that update. While the clock runs, each side samples its own.
 
-The comparison with TRL's GRPO waits for train_grpo_lora.py; the figures of it in docs/performance.md and
-results/tiny/rl_update.jsonl are of the scripts at commit 4572bde.
+What may differ is how it is done. Ours leaves finished completions out of the batch, computes a prompt once,
+runs programs while others are sampled, and computes nothing for tasks whose samples all get the same reward,
+as their gradient is 0. With 4 epochs it takes the old log-probs from the first one, TRL from a pass before.
+
+Every run is a process of its own; they take turns. The first update warms up and is left out. Seconds are
+medians over the updates; ratios are taken within each round, and the median of the rounds is printed. Times
+per token are of all updates, by sampled token; CPU time is that of all threads of the trainer, without the
+sandbox's processes. "samples: equal" says that both checkouts had the same completions. Where other work runs
+on the machine, put OMP_NUM_THREADS=1 before the command: threads that wait for each other take many times
+longer; CPU time then hardly changes.
 """
 
 import argparse
@@ -28,13 +38,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = {"max_new_tokens": 96, "micro_batch_size": 8, "ratio_level": "token", "learning_rate": 2e-4}
+EPOCHS = 1, 4
+FLAGS = {"samples_per_task": 8, "max_new_tokens": 96, "micro_batch_size": 8, "learning_rate": 2e-4}
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}  # a waiting thread uses no CPU time
-FIGURES = "seconds", "cpu_ms_per_token", "peak_mb"  # in every record
+FIGURES = "seconds", "ms_per_token", "cpu_ms_per_token", "peak_mb"  # in every record
+TOLERANCE = 1e-5  # of losses, and of norms of the gradient: parts of the norm
 
 
 def run_child(script, root=ROOT, **arguments):
@@ -54,7 +67,10 @@ def run_child(script, root=ROOT, **arguments):
 
 
 def run_script(name, flags):
-    """Run a training script of the folder we are in; returns its log, with clock and CPU time of each row."""
+    """Run a training script of the folder we are in; returns its variables and the rows of its log.
+
+    A row has the clock and the CPU time of the moment when it was written.
+    """
     from accelerate import Accelerator
 
     rows = []
@@ -64,8 +80,8 @@ def run_script(name, flags):
 
     Accelerator.log = log  # every script calls it once per update
     sys.argv = [name, *(f"--{flag}={value}" for flag, value in flags.items())]
-    runpy.run_path(name, run_name="__main__")
-    return rows
+    variables = runpy.run_path(name, run_name="__main__")
+    return variables, rows
 
 
 def durations(rows):
@@ -73,18 +89,134 @@ def durations(rows):
     return [row["clock"] - before["clock"] for before, row in zip(rows, rows[1:])]
 
 
-def measure(**flags):
-    """The record of one run of train_ppo_lora.py."""
+def measured(rows, tokens):
+    """The figures of a run; tokens: those of all updates but the first."""
+    record = {"seconds": median(durations(rows)), "tokens": tokens}
+    for name, clock in ("ms_per_token", "clock"), ("cpu_ms_per_token", "cpu"):
+        record[name] = 1000 * (rows[-1][clock] - rows[0][clock]) / tokens
+    return record
+
+
+def ours(**flags):
+    """The record of one run of train_grpo_lora.py."""
     with tempfile.TemporaryDirectory() as folder:
-        rows = run_script("train_ppo_lora.py", flags | {"output_dir": folder})
+        _, rows = run_script("train_grpo_lora.py", flags | {"output_dir": folder})
         samples = list(map(json.loads, Path(folder, "samples.jsonl").read_text().splitlines()))
-    if {row["epochs"] for row in rows} != {4}:
+    if {row["epochs"] for row in rows} != {flags["grpo_epochs"]}:
         raise RuntimeError("an update was skipped or cut short")
     texts = [(sample["task_id"], sample["completion"]) for sample in samples]
-    tokens = sum(sample["gen_len"] for sample in samples[flags["batch_size"] :])
-    record = {"seconds": median(durations(rows)), "tokens": tokens}
-    record["cpu_ms_per_token"] = 1000 * (rows[-1]["cpu"] - rows[0]["cpu"]) / tokens
-    return record | {"samples": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
+    tokens = sum(sample["gen_len"] for sample in samples if sample["update"] > 1)
+    return measured(rows, tokens) | {"samples": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
+
+
+def train_trl(flags, batch=None):
+    """Train by GRPOTrainer with the flags of ours; returns a row per update, and loss and norm of each step.
+
+    batch: samples of our script, which then take the place of TRL's own in the only update. Raises
+    RuntimeError where TRL did not do the work described above, as after a change of its defaults.
+    """
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from sandbox import Sandbox, encode_prompt, read_tasks, score
+    from train_grpo_lora import load_adapter
+
+    model, tokenizer = load_adapter(flags["sft_model"], "cpu", is_trainable=True)
+    model.get_base_model().is_loaded_in_4bit = False  # or TRL would round the adapter to bfloat16
+    tasks = read_tasks(flags["train_path"])
+    prompts = [task["prompt"].rstrip() for task in tasks]
+    if tokenizer(prompts)["input_ids"] != [encode_prompt(tokenizer, task) for task in tasks]:
+        raise RuntimeError("TRL would have other prompts")
+    epochs, G = flags["grpo_epochs"], flags["samples_per_task"]
+    rows, lengths = [], []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args, state, control, **rest):
+            if state.global_step % epochs == 0:
+                rows.append({"clock": time.perf_counter(), "cpu": time.process_time()})
+
+    def reward(completions, completion_ids, index, **rest):
+        lengths.append([len(ids) for ids in completion_ids])
+        if batch:
+            return [sample["reward"] for sample in batch]
+        return [float(r.outcome == "passed") for r in score(sandbox, [tasks[i] for i in index], completions)]
+
+    def stored(prompts, trainer):
+        names = "prompt_ids", "completion_ids"
+        return {name: [sample[name] for sample in batch] for name in names} | {"logprobs": None}
+
+    with tempfile.TemporaryDirectory() as folder, Sandbox(timeout=5.0) as sandbox:
+        config = GRPOConfig(
+            folder,
+            per_device_train_batch_size=flags["micro_batch_size"],
+            gradient_accumulation_steps=flags["batch_size"] * G // flags["micro_batch_size"],
+            num_generations=G,
+            num_iterations=epochs,  # optimizer steps on each generation
+            max_steps=epochs * flags["num_updates"],
+            seed=flags["seed"],
+            max_completion_length=flags["max_new_tokens"],
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            loss_type="dapo",
+            scale_rewards="group",
+            epsilon=0.2,
+            beta=0.0,
+            disable_dropout=True,
+            learning_rate=flags["learning_rate"],
+            lr_scheduler_type="constant",
+            max_grad_norm=1.0,
+            use_cpu=True,
+            bf16=False,  # it would take bfloat16 and gradient checkpointing, both slower on a CPU
+            gradient_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+        )
+        dataset = Dataset.from_dict({"prompt": prompts, "index": list(range(len(tasks)))})
+        extra = {"rollout_func": stored} if batch else {}
+        trainer = GRPOTrainer(
+            model, reward, config, dataset, processing_class=tokenizer, callbacks=[Clock()], **extra
+        )
+        trainer.train()
+    expected = [flags["batch_size"] * G] * flags["num_updates"]
+    if list(map(len, lengths)) != expected or len(rows) != flags["num_updates"]:
+        raise RuntimeError(f"not the completions that were to be measured: {list(map(len, lengths))}")
+    if {p.dtype for p in model.parameters()} != {torch.float32}:
+        raise RuntimeError("not all in float32")
+    steps = [(log["loss"], log["grad_norm"]) for log in trainer.state.log_history if "grad_norm" in log]
+    return rows, sum(map(sum, lengths[1:])), steps
+
+
+def trl(**flags):
+    """The record of one run of TRL."""
+    rows, tokens, _ = train_trl(flags)
+    return measured(rows, tokens)
+
+
+def first_update(**flags):
+    """(loss, norm of the gradient) of each step of one update of ours, and of TRL on its completions."""
+    flags |= {"num_updates": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        variables, _ = run_script("train_grpo_lora.py", flags | {"output_dir": folder})
+    steps = [(stats["loss"], stats["grad_norm"]) for stats in variables["epoch_stats"]]
+    return {"ours": steps, "trl": train_trl(flags, variables["batch"])[2]}
+
+
+def different(ours, trl):
+    """A line on how far losses and norms of the gradient are apart; SystemExit above the tolerance."""
+    losses, norms = [], []
+    for (loss, norm), (their_loss, their_norm) in zip(ours, trl, strict=True):
+        losses.append(abs(loss - their_loss))
+        norms.append(abs(norm - their_norm) / norm)
+    line = f"first update, {len(ours)} steps on the same completions: losses differ by {max(losses):.1e},"
+    line += f" norms of the gradient by {max(norms):.1e} of the norm"
+    if not all(difference < TOLERANCE for difference in losses + norms):  # not a number is refused, too
+        raise SystemExit(f"{line}: ours {ours}, TRL {trl}")
+    return line
 
 
 def report(records, pairs):
@@ -116,18 +248,31 @@ if __name__ == "__main__":
     parser.add_argument("--root", type=Path, help="another checkout, measured beside this one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--num_updates", type=int, default=4, help="of each run; the first is left out")
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--batch_size", type=int, default=4, help="tasks per update, of 8 samples each")
     parser.add_argument("--sft_model", type=Path, help="adapter on data/tiny_coder (default: train one)")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        record = measure(**args.child)
+        parts = {"ours": ours, "trl": trl, "first_update": first_update}
+        record = parts[args.child.pop("part")](**args.child)
         print(json.dumps(record | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
         sys.exit()
 
     os.environ |= ON_CPU
-    roots = {"this": ROOT} | ({"other": args.root.resolve()} if args.root else {})
-    records = {name: [] for name in roots}
+    runs = {}  # {name: (checkout, part, epochs)}
+    pairs = []
+    for epochs in EPOCHS:
+        name = f"{epochs} epoch" + "s" * (epochs > 1)
+        runs[f"this, {name}"] = ROOT, "ours", epochs
+        if find_spec("trl"):
+            runs[f"TRL, {name}"] = ROOT, "trl", epochs
+            pairs.append((f"TRL, {name}", f"this, {name}"))
+        if args.root:
+            runs[f"other, {name}"] = args.root.resolve(), "ours", epochs
+            pairs.append((f"this, {name}", f"other, {name}"))
+    if not find_spec("trl"):
+        print("trl is not installed (pip install --no-deps -r benchmarks/requirements-rl.txt): ours only")
+    records = {name: [] for name in runs}
     with tempfile.TemporaryDirectory() as folder:
         sft_model = args.sft_model.resolve() if args.sft_model else f"{folder}/sft"
         if not args.sft_model:
@@ -139,11 +284,19 @@ if __name__ == "__main__":
         train_path.write_text("".join(random.Random(0).sample(lines, args.num_updates * args.batch_size)))
         flags = {**FLAGS, "sft_model": str(sft_model), "train_path": str(train_path)}
         flags |= {"num_updates": args.num_updates, "batch_size": args.batch_size}
+        for epochs in EPOCHS if find_spec("trl") else ():
+            steps = run_child(__file__, part="first_update", grpo_epochs=epochs, seed=0, **flags)
+            print(different(steps["ours"], steps["trl"]), flush=True)
         for number in range(args.rounds):
-            for name, root in sorted(roots.items(), reverse=number % 2 == 0):  # each is first in turn
-                records[name].append(run_child(__file__, root, seed=number, **flags))
+            for name in list(runs)[:: -1 if number % 2 else 1]:  # each is first in turn
+                root, part, epochs = runs[name]
+                arguments = {"part": part, "grpo_epochs": epochs, "seed": number, **flags}
+                records[name].append(run_child(__file__, root, **arguments))
+            latest = {name: round(rounds[-1]["seconds"], 2) for name, rounds in records.items()}
+            print(f"round {number + 1} of {args.rounds}, seconds per update: {latest}", file=sys.stderr)
     if args.root:
-        pairs = zip(records["this"], records["other"])
-        equal = all(one["samples"] == two["samples"] for one, two in pairs)
+        both = [pair for pair in pairs if pair[1].startswith("other")]
+        hashes = [[[record["samples"] for record in records[name]] for name in pair] for pair in both]
+        equal = all(one == two for one, two in hashes)
         print("samples:", "equal" if equal else "NOT EQUAL, the checkouts did different work")
-    report(records, [("this", "other")] if args.root else [])
+    report(records, pairs)

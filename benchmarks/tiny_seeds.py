@@ -3,8 +3,10 @@
     python benchmarks/tiny_seeds.py --seeds 5 --jobs 2
     python benchmarks/tiny_seeds.py --summary_only          # the table of what is finished; runs nothing
     python benchmarks/tiny_seeds.py --redraw                # only the picture, from the .jsonl file
+    python benchmarks/tiny_seeds.py --methods grpo dpo --test data/mini_hard_test.jsonl
 
-A seed is that of SFT and of the run that starts from it. Finished runs are kept, interrupted ones resumed.
+A seed is that of SFT and of the runs that start from it. Finished runs are kept, interrupted ones resumed.
+The results on each --test file have a folder of their own in --out, and a table; adapters are trained once.
 Every process computes with one thread, so that runs side by side do not wait for each other.
 Writes --table (a .md file), a picture of the same name (.png), and what both are computed from (.jsonl): the
 outcome of each task in each run, in the order of their ids. compare_runs.py draws learning_curves.png there.
@@ -31,12 +33,31 @@ SFT = ["train_sft_lora.py", "--model_name", "data/tiny_coder", "--train_path", "
 SFT += ["--learning_rate", "3.5e-4"]
 RL = ["train_rl_lora.py", *DATA, "--num_steps", "60", "--batch_size", "8", "--learning_rate", "5e-4"]
 PPO = ["train_ppo_lora.py", *DATA, "--num_updates", "60", "--learning_rate", "2e-4"]
+GRPO = [
+    "train_grpo_lora.py",
+    *DATA,
+    "--batch_size",
+    "4",
+    "--samples_per_task",
+    "8",
+    "--learning_rate",
+    "5e-4",
+]
+DPO = ["train_dpo_lora.py", "--train_path", "data/mini_train.jsonl", "--beta", "0.1", "--num_epochs", "1"]
+DPO += ["--batch_size", "16", "--micro_batch_size", "8", "--learning_rate", "5e-4"]
+START = {"sft": None, "dpo_twice": "dpo_once"}  # the run whose adapter a run starts from; of all others: sft
+TEST = "data/mini_test.jsonl"
 QUESTIONS = {  # (part of a name, what stands there in the name of the run to compare with), ...
     "Does a baseline help REINFORCE?": [("rl_batch", "rl_none")],
     "What does the length penalty change for REINFORCE?": [("alpha0.01", "alpha0"), ("alpha0.03", "alpha0")],
     "PPO: 8 completions per update, or 4?": [("_8", "_4")],
     "PPO: one ratio per sequence, or per token?": [("sequence", "token")],
     "PPO: length penalty on passing programs only, or on all?": [("passed", "all")],
+    "GRPO: each completion the same weight, or each token (dapo)?": [("grpo_grpo", "grpo_dapo")],
+    "GRPO: neither standard deviation nor lengths (dr_grpo), or dapo?": [("dr_grpo", "dapo")],
+    "GRPO: other tasks for flat groups, at most 3 times?": [("rounds3", "rounds1")],
+    "GRPO: 60 updates, or 15?": [("_60", "_15")],
+    "DPO twice, or once?": [("twice", "once")],
 }
 CURVES = "rl_none_alpha0.01 rl_batch_alpha0.01 ppo_token_all_alpha0.01_8 ppo_sequence_all_alpha0.01_8"
 RESAMPLES = 10_000
@@ -47,15 +68,18 @@ LABELS = {  # what the table calls a method: what the picture and the README cal
     "ppo_sequence_all": "PPO",
     "ppo_token_all": "PPO, ratio per token",
     "ppo_token_passed": "PPO, ratio per token, charged if passed",
+    "dpo_once": "DPO",
+    "dpo_twice": "DPO, twice",
 }
 COLORS = {"base": "0.5", "sft": "tab:green", "rl": "tab:orange", "ppo": "tab:blue"}
+COLORS |= {"grpo": "tab:purple", "dpo": "tab:red"}
 # 97.5 % quantile of Student's t for 1, 2, ... 9 degrees of freedom; for more the last one, on the safe side.
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 # ---- runs ----
 def configurations():
-    """{name: command without seed, SFT adapter and output folder}, in the order of the table."""
+    """{name: command without seed, adapter to start from and output folder}, in the order of the table."""
     commands = {"sft": SFT}
     for baseline in "none", "batch":
         for alpha in "0", "0.01", "0.03":
@@ -67,19 +91,38 @@ def configurations():
                 flags = ["--ratio_level", ratio, "--length_penalty_on", penalty, "--batch_size", batch]
                 name = f"ppo_{ratio}_{penalty}_alpha{alpha}_{batch}"
                 commands[name] = [*PPO, *flags, "--length_penalty_alpha", alpha]
-    return commands
+    for loss in "dapo", "grpo", "dr_grpo":
+        scale = "none" if loss == "dr_grpo" else "group"
+        for rounds in "1", "3":
+            for updates in "15", "60":  # of 32 completions: 480, as REINFORCE and PPO with _8, and 1,920
+                flags = ["--loss_type", loss, "--scale", scale, "--max_rounds", rounds]
+                commands[f"grpo_{loss}_rounds{rounds}_{updates}"] = [*GRPO, *flags, "--num_updates", updates]
+    return commands | {"dpo_once": DPO, "dpo_twice": DPO}
 
 
-def training_command(name, seed, out):
-    """The whole command of one run; seed and out may be "$seed" and "$out", for the table."""
-    start = [] if name == "sft" else ["--sft_model", f"{out}/checkpoints/sft_seed{seed}"]
-    flags = ["--seed", str(seed), "--output_dir", f"{out}/checkpoints/{name}_seed{seed}", "--resume"]
-    return configurations()[name] + start + flags
+def training_commands(name, seed, out):
+    """The whole commands of one run; seed and out may be "$seed" and "$out", for the table."""
+    exp_name, start = f"{name}_seed{seed}", f"{out}/checkpoints/{START.get(name, 'sft')}_seed{seed}"
+    command = configurations()[name] + ([] if name == "sft" else ["--sft_model", start])
+    command += ["--seed", str(seed), "--output_dir", f"{out}/checkpoints/{exp_name}", "--resume"]
+    if not name.startswith("dpo"):
+        return [command]
+    train, pairs = "data/mini_train.jsonl", f"{out}/pairs/{exp_name}"
+    sampling = ["--n_samples", "8", "--temperature", "1.0", "--seed", str(seed), "--resume"]
+    candidates = evaluation_command(start, exp_name, f"{out}/candidates", train) + sampling
+    rows = f"{out}/candidates/{exp_name}_per_task.jsonl"
+    pairing = ["make_pairs.py", "--task_path", train, "--candidates", rows, "--output_dir", pairs]
+    return [candidates, pairing, [*command, "--pairs_path", f"{pairs}/pairs.jsonl"]]
 
 
-def evaluation_command(model, exp_name, out):
-    flags = ["--model_path", model, "--exp_name", exp_name, "--results_dir", f"{out}/results"]
-    return ["eval_humaneval.py", *flags, "--data_path", "data/mini_test.jsonl", "--max_new_tokens", "96"]
+def evaluation_command(model, exp_name, results, test):
+    flags = ["--model_path", model, "--exp_name", exp_name, "--results_dir", str(results)]
+    return ["eval_humaneval.py", *flags, "--data_path", test, "--max_new_tokens", "96"]
+
+
+def suffix(test):
+    """What the names of folder and table of a test file end with: nothing, or "_mini_hard_test"."""
+    return "" if test == TEST else f"_{Path(test).stem}"
 
 
 def run(command, log):
@@ -93,17 +136,35 @@ def run(command, log):
         raise RuntimeError(f"{' '.join(command)} failed; see {log}")
 
 
-def train_and_evaluate(name, seed, out):
+def train_and_evaluate(name, seed, out, test):
     """Train into out/checkpoints/name_seed unless finished there, then evaluate it unless that is done."""
     exp_name = f"{name}_seed{seed}"
     folder = out / "checkpoints" / exp_name
     config = folder / "run_config.json"
     log = out / "logs" / f"{exp_name}.txt"
     if not (config.is_file() and json.loads(config.read_text())["finished"]):
-        run(training_command(name, seed, out), log)
-    if not (out / "results" / f"{exp_name}_metrics.json").is_file():
-        run([*evaluation_command(str(folder), exp_name, out), "--resume"], log)
+        for command in training_commands(name, seed, out):
+            run(command, log)
+    evaluate(str(folder), exp_name, out, test)
     print(exp_name, flush=True)
+
+
+def evaluate(model, exp_name, out, test):
+    """Evaluate a model, unless that is done."""
+    results = f"{out}/results{suffix(test)}"
+    if not Path(results, f"{exp_name}_metrics.json").is_file():
+        command = evaluation_command(model, exp_name, results, test)
+        run([*command, "--resume"], out / f"logs/{exp_name}.txt")
+
+
+def run_all(pool, methods, seeds, out, test):
+    """Base, SFT, then what starts from SFT, then what starts from that."""
+    evaluate("data/tiny_coder", "base", out, test)
+    wanted = [name for name in configurations() if name.split("_")[0] in ("sft", *methods)]
+    for start in (None,), ("sft",), set(START.values()) - {None}:
+        names = [name for name in wanted if START.get(name, "sft") in start]
+        jobs = [(name, seed, out, test) for seed in seeds for name in names]
+        list(pool.map(lambda job: train_and_evaluate(*job), jobs))
 
 
 # ---- statistics ----
@@ -175,6 +236,10 @@ def comparisons(results):
     for question, parts in QUESTIONS.items():
         asked[question] = [(name, name.replace(*pair)) for pair in parts for name in names if pair[0] in name]
     asked["Best PPO, or best REINFORCE?"] = [(best(results, "ppo"), best(results, "rl"))]
+    equal = {name: runs for name, runs in results.items() if name.endswith("rounds1_15")}
+    question = "Best GRPO with 480 completions, or best of REINFORCE and PPO?"
+    asked[question] = [(best(equal, "grpo"), best(results, "rl", "ppo"))]
+    asked["Best DPO, or best of the others?"] = [(best(results, "dpo"), best(results, "rl", "ppo", "grpo"))]
     seeds = {name: set(runs) for name, runs in results.items()}
     for question, pairs in asked.items():
         asked[question] = [(a, b) for a, b in pairs if a in seeds and b in seeds and seeds[a] & seeds[b]]
@@ -194,8 +259,13 @@ def score_row(name, runs, checkpoints):
         half = half_interval(values)
         cells.append(f"{values.mean():.1f}" + ("" if np.isnan(half) else f" ± {half:.1f}"))
     logs = [log for seed in runs for log in checkpoints.glob(f"{name}_seed{seed}/*_train_log.jsonl")]
-    seconds = [json.loads(log.read_text().splitlines()[-1])["seconds"] for log in logs]
-    time = f"{np.median(seconds):.0f} s" if seconds else "-"  # base, or only the results were copied here
+    logs = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
+    time = "-"  # base, or only the results were copied here
+    if logs:
+        time = f"{np.median([lines[-1]['seconds'] for lines in logs]):.0f} s"
+    if logs and "num_completions" in logs[0][0]:
+        sampled = np.mean([sum(line["num_completions"] for line in lines) for lines in logs])
+        time = f"{sampled:,.0f} completions, {time}"
     return [name, *cells, f"{means(runs)[2].mean():.1f}", time, str(len(runs))]
 
 
@@ -217,7 +287,7 @@ def comparison_rows(results, pairs):
     return rows
 
 
-def summary(results, checkpoints):
+def summary(results, checkpoints, test=TEST):
     """The whole text of the table's file."""
     asked = comparisons(results)
     count = sum(map(len, asked.values()))
@@ -225,7 +295,7 @@ def summary(results, checkpoints):
     scores = [score_row(name, runs, checkpoints) for name, runs in results.items()]
     text = f"""# The tiny model over several seeds
 
-Greedy pass@1 on the {results["base"][0].shape[1]} tasks of `data/mini_test.jsonl`: mean over the seeds ± half
+Greedy pass@1 on the {results["base"][0].shape[1]} tasks of `{test}`: mean over the seeds ± half
 of its 95 % t-interval, which speaks of other seeds on the same tasks. Training: median wall time with one
 thread, beside other runs, and without the SFT run before it.
 
@@ -243,15 +313,21 @@ the scores it is judged by: expect a little less of it.
     for question, pairs in asked.items():
         if pairs:
             text += f"\n**{question}**\n\n{markdown_table(header, *comparison_rows(results, pairs))}\n"
-    commands = [evaluation_command("data/tiny_coder", "base", "$out")]
-    commands += [training_command(name, "$seed", "$out") for name in results if name != "base"]
-    commands += [evaluation_command("$out/checkpoints/$name", "$name", "$out")]  # name: rl_none_alpha0_seed1
+    folder = f"$out/results{suffix(test)}"
+    commands = [evaluation_command("data/tiny_coder", "base", folder, test)]
+    for name in list(results)[1:]:
+        commands += training_commands(name, "$seed", "$out")
+    # name: rl_none_alpha0_seed1
+    commands += [evaluation_command("$out/checkpoints/$name", "$name", folder, test)]
     text += "\n## Commands\n\n`OMP_NUM_THREADS=1`, `out`: any folder, `name`: each run below it.\n\n```sh\n"
     return text + "".join(f"python {' '.join(command)}\n" for command in commands) + "```\n"
 
 
 def label(name: str) -> str:
     """The name of a configuration as the README says it."""
+    if name.startswith("grpo"):
+        _, loss, rounds, updates = name.replace("dr_", "dr-").split("_")
+        return f"GRPO, {loss.replace('-', '_')}, {updates} updates" + ", 3 rounds" * (rounds == "rounds3")
     method, _, settings = name.partition("_alpha")
     alpha = f", alpha {settings.replace('_', ', batch of ')}" if settings else ""
     return LABELS.get(method, method) + alpha
@@ -315,10 +391,13 @@ if __name__ == "__main__":
     parser.add_argument(
         "--out", default="checkpoints/tiny_seeds", help="folder of adapters, logs and results"
     )
-    parser.add_argument("--table", type=Path, default=ROOT / "results/tiny/seeds.md", help="file to write")
+    parser.add_argument("--table", type=Path, help="file to write, otherwise results/tiny/seeds*.md")
+    parser.add_argument("--test", default=TEST, help="task file to evaluate on")
+    parser.add_argument("--methods", nargs="+", default=["rl", "ppo", "grpo", "dpo"], help="run after SFT")
     parser.add_argument("--summary_only", action="store_true", help="run nothing")
     parser.add_argument("--redraw", action="store_true", help="only draw the picture again, from the .jsonl")
     args = parser.parse_args()
+    args.table = args.table or ROOT / f"results/tiny/seeds{suffix(args.test)}.md"
     if args.redraw:
         draw(read_runs(args.table.with_suffix(".jsonl")), args.table.with_suffix(".png"))
         raise SystemExit
@@ -326,17 +405,14 @@ if __name__ == "__main__":
     seeds = range(1, args.seeds + 1)
 
     if not args.summary_only:
-        if not (out / "results/base_metrics.json").is_file():
-            run([*evaluation_command("data/tiny_coder", "base", out), "--resume"], out / "logs/base.txt")
         with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(lambda seed: train_and_evaluate("sft", seed, out), seeds))
-            jobs = [(name, seed, out) for seed in seeds for name in configurations() if name != "sft"]
-            list(pool.map(lambda job: train_and_evaluate(*job), jobs))
-    if not (out / "results/base_per_task.jsonl").is_file():
-        raise SystemExit(f"Nothing is finished in {out}: run without --summary_only.")
-    results = read_results(out / "results")
+            run_all(pool, args.methods, seeds, out, args.test)
+    folder = out / f"results{suffix(args.test)}"
+    if not (folder / "base_per_task.jsonl").is_file():
+        raise SystemExit(f"Nothing is finished in {folder}: run without --summary_only.")
+    results = read_results(folder)
     args.table.parent.mkdir(parents=True, exist_ok=True)
-    args.table.write_text(summary(results, out / "checkpoints"), encoding="utf-8")
+    args.table.write_text(summary(results, out / "checkpoints", args.test), encoding="utf-8")
     draw(results, args.table.with_suffix(".png"))
     write_runs(results, args.table.with_suffix(".jsonl"))
     folders = [path for name in CURVES.split() for path in sorted(out.glob(f"checkpoints/{name}_seed*"))]

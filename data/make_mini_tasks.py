@@ -1,4 +1,4 @@
-"""Writes the mini tasks: mini_train.jsonl, mini_dev.jsonl and mini_test.jsonl (400 / 100 / 164 tasks).
+"""Writes the mini tasks: mini_train, mini_dev, mini_test and mini_hard_test.jsonl (400 / 100 / 164 / 164).
 
 A task is a combination (source, filter, mapping, reduction), for instance
 
@@ -10,6 +10,9 @@ All combinations are shuffled once and dealt to four sides: test, dev, train, an
 pretrain_tiny_coder.py makes the text for the tiny base model. No combination stands on two sides, so what
 is solved on mini_test was composed, not recalled. Constants (the 3 in "greater than 3") do not make a new
 combination.
+mini_hard_test is for models that solve nearly all of mini_test. Each of its tasks has a filter, a mapping and
+a reduction, at least two popular mistakes are at hand, and its tests notice each of them. Its combinations
+are those of the rest: the base model has seen them, mostly wrong; no other task has them.
 
     python data/make_mini_tasks.py          # deterministic: the same bytes every time
 """
@@ -148,6 +151,22 @@ MAPS = {"int": INT_MAPS, "char": CHAR_MAPS, "word": WORD_MAPS, "key": WORD_MAPS,
 NUMERIC_ONLY = ("sum", "max", "min")
 TEXT_ONLY = ("joined", "dashed")
 FILTERS_BELOW_ZERO = ("positive", "negative", "nonzero")  # pointless where all items are positive
+# Popular mistakes of the pretraining text: a part of the combination -> (what is written instead, how often).
+MISTAKES = {
+    "above": ("atleast", 0.75),
+    "below": ("atmost", 0.65),
+    "squared": ("doubled", 0.7),
+    "swapped": ("upper", 0.7),
+    "last": ("first", 0.6),
+    "descending": ("sorted", 0.75),
+}
+# The same for pieces of the code.
+CODE_MISTAKES = {
+    "range(1, n + 1)": ("range(1, n)", 0.6),
+    '"aeiouAEIOU"': ('"aeiou"', 0.7),
+    "// 2": ("/ 2", 0.7),
+    ", default=0": ("", 0.65),
+}
 
 
 def combinations():
@@ -311,9 +330,8 @@ def prompt_of(spec: Spec, examples: list[tuple]) -> str:
     return spec.signature() + "\n".join(lines) + '\n    """\n'
 
 
-def make_task(task_id: str, combination: tuple, rng: random.Random) -> dict:
+def make_task(task_id: str, spec: Spec, rng: random.Random) -> dict:
     """The task as a dict with the five fields of HumanEval."""
-    spec = random_spec(combination, rng)
     code = spec.signature() + spec.concise()
     signature = spec.source.signature
     examples = [random_input(signature, rng, small=True) for _ in range(2)]
@@ -327,8 +345,50 @@ def make_task(task_id: str, combination: tuple, rng: random.Random) -> dict:
         "entry_point": spec.name,
         "canonical_solution": spec.concise(),
         "test": "def check(candidate):\n" + "".join(asserts),
-        "combination": list(combination),
+        "combination": list(spec.combination),
     }
+
+
+def near_misses(spec: Spec) -> tuple[list[str], list[str]]:
+    """(bodies that leave out one operation, bodies with one popular mistake)."""
+    skipped, mistaken = [], []
+    for place, without in (1, "all"), (2, "same"), (3, "list"):
+        parts = list(spec.combination)
+        wrong, _ = MISTAKES.get(parts[place], (None, 0))
+        for bodies, part in (skipped, without), (mistaken, wrong):
+            if part and part != spec.combination[place]:
+                parts[place] = part
+                bodies.append(Spec(tuple(parts), spec.k, spec.j).concise())
+    body = spec.concise()
+    mistaken += [body.replace(piece, wrong) for piece, (wrong, _) in CODE_MISTAKES.items() if piece in body]
+    return skipped, mistaken
+
+
+def passes(task: dict, body: str) -> bool:
+    """Whether one of our own bodies passes the tests of a task."""
+    namespace: dict = {}
+    exec(task["prompt"] + body + task["test"], namespace)
+    try:
+        namespace["check"](namespace[task["entry_point"]])
+    except Exception:
+        return False
+    return True
+
+
+def hard_tasks(combinations: list[tuple], rng: random.Random) -> list[dict]:
+    """The tasks of mini_hard_test, equally many of each topic."""
+    tasks = []
+    places = dict.fromkeys(("lists", "numbers", "strings", "dicts"), NUM_TEST // 4)
+    for combination in combinations:
+        spec = random_spec(combination, rng)
+        skipped, mistaken = near_misses(spec)
+        if len(skipped) < 3 or len(mistaken) < 2 or not places[spec.source.topic]:
+            continue
+        task = make_task(f"mini_hard_test/{len(tasks)}", spec, rng)
+        if not any(passes(task, body) for body in skipped + mistaken):
+            tasks.append(task)
+            places[spec.source.topic] -= 1
+    return tasks
 
 
 def main():
@@ -337,8 +397,12 @@ def main():
     output_dir = Path(parser.parse_args().output_dir)
     sides = deal_combinations()
     rng = random.Random(SEED)
-    for side in ("train", "dev", "test"):
-        tasks = [make_task(f"mini_{side}/{i}", c, rng) for i, c in enumerate(sides[side])]
+    files = {
+        side: [make_task(f"mini_{side}/{i}", random_spec(c, rng), rng) for i, c in enumerate(sides[side])]
+        for side in ("train", "dev", "test")
+    }
+    files["hard_test"] = hard_tasks(sides["pretrain"], rng)
+    for side, tasks in files.items():
         lines = [json.dumps(task) + "\n" for task in tasks]
         path = output_dir / f"mini_{side}.jsonl"
         try:

@@ -20,8 +20,10 @@ from pathlib import Path
 
 import torch
 from make_mini_tasks import (
+    CODE_MISTAKES,
     FILTERS,
     MAPS,
+    MISTAKES,
     REDUCTIONS,
     Spec,
     deal_combinations,
@@ -46,22 +48,6 @@ VOCABULARY = 1024
 # The text
 # ---------------------------------------------------------------------------------------------------
 
-# Popular mistakes: a part of the combination -> (the part that is written instead, how often).
-MISTAKES = {
-    "above": ("atleast", 0.75),
-    "below": ("atmost", 0.65),
-    "squared": ("doubled", 0.7),
-    "swapped": ("upper", 0.7),
-    "last": ("first", 0.6),
-    "descending": ("sorted", 0.75),
-}
-# The same for pieces of the code.
-CODE_MISTAKES = {
-    "range(1, n + 1)": ("range(1, n)", 0.6),
-    '"aeiouAEIOU"': ('"aeiou"', 0.7),
-    "// 2": ("/ 2", 0.7),
-    ", default=0": ("", 0.65),
-}
 AFTERWORDS = [
     'print("done")\n',
     "# more to come\n",

@@ -41,8 +41,10 @@ ROW_OPTIONAL = {
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Unbiased estimate that one of k completions passes, if c of n did: 1 - C(n - c, k) / C(n, k).
 
-    Chen et al. 2021 (https://arxiv.org/abs/2107.03374), equation 1.
+    Chen et al. 2021 (https://arxiv.org/abs/2107.03374), equation 1. Of fewer than k, ValueError: not known.
     """
+    if k > n:
+        raise ValueError(f"pass@{k} cannot be estimated from {n} completions")
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 
@@ -67,6 +69,14 @@ def interval(rates: list) -> list[float] | None:
     if set(rates) <= {0, 1}:
         return wilson(round(sum(rates)), len(rates))
     return over_tasks(rates) if len(set(rates)) > 1 else None
+
+
+def interval_of(run: dict, ending: str = "") -> list[float] | None:
+    """95 % interval [low, high] of pass@1: the recorded one, else Wilson's; None if the files do not say."""
+    recorded, passed = run.get(f"interval{ending}"), run.get(f"num_pass{ending}")
+    if recorded or passed is None or run.get("num_samples") not in (None, run["num_tasks"]):
+        return recorded
+    return wilson(passed, run["num_tasks"])
 
 
 def by_task(rows: list[dict], field: str) -> dict[str, list]:

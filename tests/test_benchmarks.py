@@ -1,9 +1,10 @@
 """The benchmarks of training and evaluation: what a machine without a GPU can know about them."""
 
 import json
+import math
 import os
 import sys
-from functools import partial
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -93,19 +94,53 @@ def test_child_runs_in_another_checkout(tmp_path):
         rl_update.run_child(script, root)
 
 
-def test_one_measured_update(folder, monkeypatch):
-    """Figures are of all updates but the first; other samples have another hash; nothing may be skipped."""
+@pytest.fixture
+def flags(folder, monkeypatch):
+    """Of a short run, 3 tasks x 2 samples x 4 tokens; every second program has passed."""
     if not (folder / "adapter").exists():  # this test alone
         gpu.sft(folder, tiny=True)
-    flags = {"sft_model": folder / "adapter", "train_path": "data/mini_dev.jsonl", "batch_size": 3}
-    measure = partial(rl_update.measure, **flags, max_new_tokens=4, num_updates=3)
-    with pytest.raises(RuntimeError, match="skipped"):  # nothing passes, all have 4 tokens
-        measure(seed=1)
+    lines = (ROOT / "data/mini_dev.jsonl").read_text().splitlines(keepends=True)
+    (folder / "few.jsonl").write_text("".join(lines[:9]))
     monkeypatch.setattr(sandbox, "start_scoring", gpu.pass_every_second())
-    record, again, other = measure(seed=1), measure(seed=1), measure(seed=2)
-    assert record["tokens"] == 2 * 3 * 4  # of two updates
+    flags = {"sft_model": str(folder / "adapter"), "train_path": str(folder / "few.jsonl")}
+    flags |= {"num_updates": 3, "micro_batch_size": 2, "learning_rate": 2e-4}
+    return flags | {"batch_size": 3, "samples_per_task": 2, "max_new_tokens": 4, "grpo_epochs": 2, "seed": 1}
+
+
+def test_one_measured_update(flags, monkeypatch):
+    """Figures are of all updates but the first; other samples have another hash; nothing may be skipped."""
+    record, again = rl_update.ours(**flags), rl_update.ours(**flags)
+    other = rl_update.ours(**flags | {"seed": 2})
+    assert record["tokens"] == 2 * 6 * 4  # of two updates
     assert 0 < record["cpu_ms_per_token"] and 0 < record["seconds"] < 60
+    assert record["ms_per_token"] * record["tokens"] == pytest.approx(2000 * record["seconds"], rel=0.8)
     assert record["samples"] == again["samples"] != other["samples"]
+    monkeypatch.undo()  # now nothing passes, all programs have 4 tokens
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(RuntimeError, match="skipped"):
+        rl_update.ours(**flags)
+
+
+@pytest.mark.skipif(not find_spec("trl"), reason="trl is not installed")
+def test_trl_does_the_same_update(flags):
+    steps = rl_update.first_update(**flags)
+    assert len(steps["ours"]) == 2 and min(norm for _, norm in steps["ours"]) > 0
+    assert "2 steps on the same completions" in rl_update.different(**steps)
+    record = rl_update.trl(**flags)
+    assert record["tokens"] <= 2 * 6 * 4 and 0 < record["seconds"] < 60
+
+
+def test_another_loss_or_gradient_than_that_of_trl_is_refused():
+    ours = [(0.2, 0.01), (0.1, 0.02)]
+    line = rl_update.different(ours, [(0.2, 0.01), (0.100001, 0.02)])
+    assert line.endswith("losses differ by 1.0e-06, norms of the gradient by 0.0e+00 of the norm")
+    for other in (
+        [(0.2, 0.01), (0.1001, 0.02)],
+        [(0.2, 0.01001), (0.1, 0.02)],
+        [(0.2, 0.01), (math.nan, 0.02)],
+    ):
+        with pytest.raises(SystemExit, match="losses differ by"):
+            rl_update.different(ours, other)
 
 
 def test_report_has_ratios_within_rounds(capsys):

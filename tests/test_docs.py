@@ -16,7 +16,13 @@ import draw_images
 from update_lines import PAGES, updated
 
 README = (ROOT / "README.md").read_text()
-SCRIPT_OF = {"sft": "train_sft_lora.py", "reinforce": "train_rl_lora.py", "ppo": "train_ppo_lora.py"}
+SCRIPT_OF = {
+    "sft": "train_sft_lora.py",
+    "reinforce": "train_rl_lora.py",
+    "ppo": "train_ppo_lora.py",
+    "grpo": "train_grpo_lora.py",
+    "dpo": "train_dpo_lora.py",
+}
 ALGORITHMS = [f"docs/{name}.md" for name in SCRIPT_OF]
 HEADINGS = "Idea, Equation, Pseudo-code, Usage, Logged metrics, Implementation details, Results, Known limits"
 COMMANDS = re.compile(r"(?:python|sh) [\w/]+\.(?:py|sh)(?:\\\n|[^`\n|&])*")
@@ -183,7 +189,14 @@ def test_own_tasks_on_the_1_3b_model():
 
 def test_own_tasks(tmp_path):
     """The file that the page writes is sound, and its lines run: here with few tasks and one update."""
-    for name in ("data", "sandbox.py", "sandbox_worker.py", "report.py", "report_template.html"):
+    for name in (
+        "data",
+        "sandbox.py",
+        "sandbox_worker.py",
+        "pass_at_k.py",
+        "report.py",
+        "report_template.html",
+    ):
         (tmp_path / name).symlink_to(ROOT / name)
     for script in ("train_sft_lora.py", "train_ppo_lora.py", "eval_humaneval.py", "compare_runs.py"):
         (tmp_path / script).symlink_to(ROOT / script)

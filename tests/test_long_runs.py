@@ -29,7 +29,8 @@ from safetensors.torch import load_file
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["train_ppo_lora", "bitsandbytes", "transformers.models.llama.modeling_llama"])
-LOGS = {"sft": "sft_train_log.jsonl", "rl": "rl_train_log.jsonl", "ppo": "ppo_train_log.jsonl"}
+LOGS = {method: f"{method}_train_log.jsonl" for method in ("sft", "rl", "ppo", "grpo", "dpo")}
+OLDER = "sft", "rl", "ppo", "grpo"  # code that DPO shares is tried on these alone: each run takes seconds
 STUB = """import json, os
 
 class SummaryWriter:
@@ -79,14 +80,26 @@ def train(method, folder, *flags):
     if method == "sft":
         own = ("--model_name", ROOT / "data/tiny_coder", "--max_steps", 4, "--lora_dropout", 0.05)
         own += ("--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2)
+    elif method == "dpo":
+        own = ("--sft_model", work / "sft", "--pairs_path", work / "pairs.jsonl", "--learning_rate", 1e-3)
+        own += ("--num_epochs", 1.5, "--batch_size", 4, "--warmup_ratio", 0)  # 5 steps
     else:
         own = ("--sft_model", work / "sft", "--max_new_tokens", 32, "--learning_rate", 1e-3)
-        own += ("--num_steps", 3, "--baseline", "batch") if method == "rl" else ("--num_updates", 5)
-        own += (
-            ("--ppo_epochs", 2, "--dev_path", work / "dev.jsonl", "--eval_every", 1)
-            if method == "ppo"
-            else ()
-        )
+        own += {
+            "rl": ("--num_steps", 3, "--baseline", "batch"),
+            "ppo": (
+                "--num_updates",
+                5,
+                "--ppo_epochs",
+                2,
+                "--dev_path",
+                work / "dev.jsonl",
+                "--eval_every",
+                1,
+            ),
+            "grpo": ("--num_updates", 3, "--batch_size", 2, "--samples_per_task", 3, "--grpo_epochs", 2)
+            + ("--max_rounds", 2, "--kl_coef", 0.1),
+        }[method]
     shared = ("--train_path", work / "train.jsonl", "--output_dir", folder, "--save_every", 1)
     return f"train_{method}_lora.py", (*shared, *own, *flags)
 
@@ -131,6 +144,14 @@ def content(folder):
 def work(trained, tmp_path_factory):
     """A copy of the shared tasks and SFT adapter, and a stand-in for TensorBoard."""
     folder = shutil.copytree(trained, tmp_path_factory.mktemp("long_runs") / "work")
+    with open(folder / "pairs.jsonl", "w") as file:
+        for task in lines(folder / "train.jsonl")[:12]:
+            pair = {
+                "prompt": task["prompt"],
+                "chosen": task["canonical_solution"],
+                "rejected": "    return\n",
+            }
+            file.write(json.dumps(pair) + "\n")
     metadata = folder / "stubs/tensorboardX-1.0.dist-info/METADATA"  # accelerate asks for it
     metadata.parent.mkdir(parents=True)
     metadata.write_text("Name: tensorboardX\nVersion: 1.0\n")
@@ -159,7 +180,7 @@ def make_whole(method, work):
 
 @pytest.fixture(scope="module")
 def whole(work):
-    """Uninterrupted runs of all methods: PPO of 5 updates, REINFORCE of 3 steps, SFT of 4."""
+    """Uninterrupted runs: PPO and DPO of 5 updates or steps, GRPO and REINFORCE of 3, SFT of 4."""
     return {method: make_whole(method, work) for method in LOGS}
 
 
@@ -211,6 +232,7 @@ def kill_soon(process, log, luck):
 LAST = 0
 DEATHS = {"ppo": [(die, "state", 2), (die, "rename", 1), None, None, (die, "adapter", LAST)]}
 DEATHS |= {"rl": [(die, "adapter", 3)], "sft": [(die, "rename", 1), (die, "state", 4)]}
+DEATHS |= {"grpo": [(die, "state", 2), None], "dpo": [(die, "state", 2), (die, "adapter", 3)]}
 
 
 @pytest.mark.parametrize("method", DEATHS)
@@ -230,7 +252,7 @@ def test_killed_and_resumed_is_the_run_without_a_kill(work, whole, method):
         assert process.exitcode == -(signal.SIGXFSZ if in_a_write else signal.SIGKILL)
         if (folder / "state.pt").exists():  # never half a state under this name
             state = torch.load(folder / "state.pt", weights_only=True)
-            size = state["log_size"] if method == "sft" else state["log_sizes"][0]
+            size = state["log_size"] if method in ("sft", "dpo") else state["log_sizes"][0]
             assert log.read_bytes()[:size].startswith(kept)  # with its times: it was not computed again
             kept = log.read_bytes()[:size]
         flags = (*train(method, folder)[1], "--resume")
@@ -306,7 +328,7 @@ def test_resume_of_nothing_then_of_a_longer_run_then_no_resume(work, whole):
     assert log_of("ppo", folder) == log_of("ppo", whole)[:1] and samples(folder) == samples(whole)[:4]
 
 
-@pytest.mark.parametrize("method", LOGS)
+@pytest.mark.parametrize("method", OLDER)
 def test_resume_of_a_finished_run_does_nothing(whole, method):
     before = content(whole[method])
     code, output = run(*train(method, whole[method], "--resume"))
@@ -340,7 +362,7 @@ def test_disk_full_ends_in_one_line_and_resume_goes_on(work, whole, method, part
     assert_equal_runs(method, folder, whole[method])
 
 
-@pytest.mark.parametrize("method", LOGS)
+@pytest.mark.parametrize("method", OLDER)
 def test_a_second_run_in_the_same_folder_is_refused(work, whole, method):
     folder = copy(whole[method], f"{method}_locked")
     before = content(folder)
@@ -408,10 +430,11 @@ def spoil(number):
     torch.nn.utils.clip_grad_norm_ = clip_grad_norm_
 
 
-@pytest.mark.parametrize("method", LOGS)
+@pytest.mark.parametrize("method", OLDER)
 def test_a_bad_gradient_skips_its_step_and_the_run_goes_on(work, method):
     own = {
         "ppo": ("--ppo_epochs", 2, "--num_updates", 2, "--length_penalty_alpha", 1),
+        "grpo": ("--num_updates", 2),
         "rl": ("--baseline", "none"),  # so that every step has a gradient
         "sft": ("--warmup_ratio", 0),  # the first learning rate is not 0
     }[method]
@@ -422,7 +445,7 @@ def test_a_bad_gradient_skips_its_step_and_the_run_goes_on(work, method):
     assert first != second == third
     log = lines(folder / LOGS[method])
     bad = [row for row in log if row["grad_norm"] != row["grad_norm"]]
-    assert len(bad) == 1 and bad[0] is log[0 if method == "ppo" else 1]
+    assert len(bad) == 1 and bad[0] is log[0 if method in ("ppo", "grpo") else 1]
     saved = load_file(folder / "adapter_model.safetensors")
     assert all(tensor.isfinite().all() for tensor in saved.values())
     total = sum(tensor.double().abs().sum().item() for tensor in saved.values())
@@ -495,10 +518,10 @@ def test_two_processes_by_their_real_command(work, whole):
     assert_same_training("ppo", whole["ppo"], work / "ppo_two")
 
 
-@pytest.mark.parametrize("method", ["rl", "sft"])
+@pytest.mark.parametrize("method", ["rl", "grpo", "sft", "dpo"])
 def test_two_processes(work, whole, method):
     own = (
-        () if method == "rl" else ("--max_steps", 2, "--lora_dropout", 0)
+        ("--max_steps", 2, "--lora_dropout", 0) if method == "sft" else ()
     )  # each process has its own dropout
     script, flags = train(method, work / f"{method}_two", *own)
     port = free_port()
@@ -509,7 +532,22 @@ def test_two_processes(work, whole, method):
     if method == "sft":  # 2 passes in each of two processes
         alone = train(method, work / "sft_one", *own, "--gradient_accumulation_steps", 4)
         assert run(*alone)[0] == 0
-    assert_same_training(method, work / "sft_one" if method == "sft" else whole["rl"], work / f"{method}_two")
+    one = work / "sft_one" if method == "sft" else whole[method]
+    assert_same_training(method, one, work / f"{method}_two")
+
+
+def test_two_processes_stop_together(work):
+    """What the main process finds in the preflight ends both; the other one would wait for it."""
+    text = (work / "pairs.jsonl").read_text().replace('"chosen": "    ', '"chosen": "    not ')
+    (work / "wrong_pairs.jsonl").write_text(text)
+    script, flags = train("dpo", work / "dpo_wrong", "--pairs_path", work / "wrong_pairs.jsonl")
+    port = free_port()
+    processes = [start(script, flags, work / f"output_{rank}", join, rank, port) for rank in (0, 1)]
+    for rank, process in enumerate(processes):
+        process.join(100)
+        last = (work / f"output_{rank}").read_text().splitlines()[-1]
+        assert process.exitcode == 1 and last.startswith("preflight: 12 of 12 pairs have a chosen that fails")
+    assert not (work / "dpo_wrong").exists()
 
 
 # ---- trackers -----------------------------------------------------------------------------------------
@@ -526,7 +564,7 @@ def test_tracker_gets_the_log(work):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
-@pytest.mark.parametrize("method", LOGS)
+@pytest.mark.parametrize("method", OLDER)
 def test_missing_tracker_stops_the_run(work, method):
     code, output = run(*train(method, work / "untracked", "--report_to", "wandb"))
     assert code == 1 and "wandb" in output.splitlines()[-1] and "Traceback" not in output

@@ -2,11 +2,13 @@
 
 import doctest
 import filecmp
+import itertools
 import json
 import random
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from conftest import ROOT
@@ -18,7 +20,10 @@ sys.path.insert(0, str(ROOT / "data"))
 import make_mini_tasks
 import pretrain_tiny_coder
 
-SPLITS = {side: read_tasks(ROOT / f"data/mini_{side}.jsonl") for side in ("train", "dev", "test")}
+SIDES = "train", "dev", "test", "hard_test"
+SPLITS = {side: read_tasks(ROOT / f"data/mini_{side}.jsonl") for side in SIDES}
+HARD = SPLITS["hard_test"]
+UNSEEN = {side: SPLITS[side] for side in SIDES if side != "hard_test"}  # not in the pretraining text
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +38,10 @@ def pretraining_text():
 
 
 def test_sizes():
-    assert [len(SPLITS[side]) for side in ("train", "dev", "test")] == [400, 100, 164]
-    topics = {make_mini_tasks.SOURCES[task["combination"][0]].topic for task in SPLITS["test"]}
-    assert topics == {"lists", "numbers", "strings", "dicts"}
+    assert [len(SPLITS[side]) for side in SIDES] == [400, 100, 164, 164]
+    for side in "test", "hard_test":
+        topics = Counter(make_mini_tasks.SOURCES[task["combination"][0]].topic for task in SPLITS[side])
+        assert topics == {"lists": 41, "numbers": 41, "strings": 41, "dicts": 41}
 
 
 def test_generator_writes_the_committed_bytes(tmp_path):
@@ -47,8 +53,10 @@ def test_generator_writes_the_committed_bytes(tmp_path):
 
 def test_no_combination_on_two_sides():
     sides = make_mini_tasks.deal_combinations()
-    for side, tasks in SPLITS.items():
+    for side, tasks in UNSEEN.items():
         assert [tuple(task["combination"]) for task in tasks] == sides[side]
+    hard = {tuple(task["combination"]) for task in HARD}
+    assert len(hard) == len(HARD) and hard < set(sides["pretrain"])
     dealt = [combination for members in sides.values() for combination in members]
     assert len(dealt) == len(set(dealt)) == len(make_mini_tasks.combinations())
 
@@ -58,12 +66,22 @@ def test_no_prompt_in_two_splits():
     assert len(prompts) == len(set(prompts))
 
 
+def test_hard_tasks_share_nothing_with_the_others():
+    """Neither the sentence of a docstring, with whatever constants, nor a program."""
+
+    def sentence_and_program(task):
+        return {re.sub(r"\d+", "0", task["prompt"].splitlines()[1]), task["canonical_solution"]}
+
+    others = set().union(*(sentence_and_program(task) for tasks in UNSEEN.values() for task in tasks))
+    assert [task["task_id"] for task in HARD if sentence_and_program(task) & others] == []
+
+
 def test_pretraining_text_holds_no_task(pretraining_text):
     """Neither a prompt, nor the name of a task's function, nor its solution with any constants."""
     names = set(re.findall(r"^def (\w+)\(", pretraining_text, re.M))
     bodies = re.findall(r"^    return .*$", pretraining_text, re.M)
     solutions = {re.sub(r"\d+", "0", line) for line in bodies}
-    held_out = [task for tasks in SPLITS.values() for task in tasks]
+    held_out = [task for tasks in UNSEEN.values() for task in tasks]
     assert len(names) > 5000
     for task in held_out:
         assert task["entry_point"] not in names
@@ -100,7 +118,7 @@ def test_references_pass_and_stubs_fail(sandbox, side):
 
 def test_doctest_examples_are_true():
     """The examples in the prompts agree with the reference solution."""
-    for task in SPLITS["test"]:
+    for task in SPLITS["test"] + HARD:
         namespace = {}
         exec(program(task, reference(task)), namespace)
         examples = doctest.DocTestParser().get_examples(namespace[task["entry_point"]].__doc__)
@@ -144,3 +162,38 @@ def test_popular_mistakes_fail_the_tests_of_the_tasks():
                 except Exception:
                     caught += 1
     assert total > 40 and caught >= 0.9 * total
+
+
+def test_hard_tasks_need_each_of_three_operations():
+    """Programs that leave out an operation or make one popular mistake fail; written here once more."""
+    wrong = []
+    for task in HARD:
+        source, filter_name, map_name, reduction = task["combination"]
+        others = [
+            (source, "all", map_name, reduction),
+            (source, filter_name, "same", reduction),
+            (source, filter_name, map_name, "list"),
+        ]
+        k, j = constants(task)
+        bodies = [make_mini_tasks.Spec(other, k, j).concise() for other in others]
+        assert len({*bodies, task["canonical_solution"]}) == 4
+        mistakes = [(f" > {k}", f" >= {k}"), (f" < {k}", f" <= {k}")]
+        mistakes += [("x * x", "x * 2"), ("swapcase", "upper"), ("[-2:]", "[:3]"), ("x[-1]", "x[0]")]
+        mistakes += [(", reverse=True", ""), (" n + 1", " n"), ("aeiouAEIOU", "aeiou"), ("//", "/")]
+        mistakes += [(", default=0", "")]
+        body = task["canonical_solution"]
+        mistaken = [body.replace(*pair) for pair in mistakes if pair[0] in body]
+        assert len(mistaken) >= 2, task["task_id"]
+        assert make_mini_tasks.passes(task, body)
+        wrong += [(task, text) for text in bodies + mistaken]
+    assert [pair for pair in wrong if make_mini_tasks.passes(*pair)] == []
+
+
+def constants(task):
+    """The constants of a task: those with which the combination gives its docstring and solution."""
+    pairs = itertools.product(range(2, 7), repeat=2)
+    specs = [make_mini_tasks.Spec(tuple(task["combination"]), k, j) for k, j in pairs]
+    body = task["canonical_solution"]
+    return next(
+        (spec.k, spec.j) for spec in specs if spec.docstring() in task["prompt"] and spec.concise() == body
+    )

@@ -4,6 +4,10 @@ import json
 import math
 import shutil
 import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +91,26 @@ def test_scores(finished):
     assert table["rl_none_alpha0"] == ["85.0 ± 12.4", "85.0 ± 12.4", "22.0", "120 s", "3"]
     assert table["rl_none_alpha0.01"] == ["87.5 ± 0.0", "87.5 ± 0.0", "30.0", "-", "2"]
     assert table["ppo_token_all_alpha0.01_4"] == ["75.0", "75.0", "30.0", "-", "1"]
+
+
+def test_sampled_completions(tmp_path):
+    """Of the logs that count them: 32 + 64 and 32 + 32, in the mean 80."""
+    for seed, sampled in (1, 64), (2, 32):
+        name = f"grpo_dapo_rounds3_15_seed{seed}"
+        evaluated(tmp_path, name, 30)
+        (tmp_path / f"checkpoints/{name}").mkdir(parents=True)
+        lines = [{"num_completions": 32, "seconds": 4}, {"num_completions": sampled, "seconds": 10}]
+        log = tmp_path / f"checkpoints/{name}/grpo_train_log.jsonl"
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    evaluated(tmp_path, "base", 4)
+    table = rows(tiny_seeds.summary(tiny_seeds.read_results(tmp_path / "results"), tmp_path / "checkpoints"))
+    assert table["grpo_dapo_rounds3_15"][3] == "80 completions, 10 s"
+
+
+def test_labels():
+    labels = {tiny_seeds.label(name) for name in tiny_seeds.configurations()}
+    assert len(labels) == len(tiny_seeds.configurations())
+    assert {"GRPO, dr_grpo, 60 updates, 3 rounds", "GRPO, grpo, 15 updates", "DPO", "DPO, twice"} < labels
 
 
 def test_tasks_in_another_order(tmp_path):
@@ -180,18 +204,88 @@ def test_mean_over_pairs():
 
 
 def test_pairs():
-    """18 against SFT, 3 baselines, 4 penalties, 6 batch sizes, 4 ratios, 4 penalised, 1 best: 40."""
+    """32 against SFT, 3 baselines, 4 penalties, 6 batch sizes, 4 ratios, 4 penalised; GRPO: 4 and 4 losses,
+    6 times several rounds, 6 times more updates; 1 of DPO twice, 3 of the best: 78."""
     runs = {1: np.zeros((3, 4))}
     asked = tiny_seeds.comparisons(dict.fromkeys(["base", *tiny_seeds.configurations()], runs))
-    assert [len(pairs) for pairs in asked.values()] == [18, 3, 4, 6, 4, 4, 1]
-    assert [pairs[-1] for pairs in asked.values()][:-1] == [
-        ("ppo_token_passed_alpha0.03_8", "sft"),
+    assert [len(pairs) for pairs in asked.values()] == [32, 3, 4, 6, 4, 4, 4, 4, 6, 6, 1, 1, 1, 1]
+    assert [pairs[-1] for pairs in asked.values()][:-3] == [
+        ("dpo_twice", "sft"),
         ("rl_batch_alpha0.03", "rl_none_alpha0.03"),
         ("rl_batch_alpha0.03", "rl_batch_alpha0"),
         ("ppo_token_passed_alpha0.03_8", "ppo_token_passed_alpha0.03_4"),
         ("ppo_sequence_all_alpha0.03_8", "ppo_token_all_alpha0.03_8"),
         ("ppo_token_passed_alpha0.03_8", "ppo_token_all_alpha0.03_8"),
+        ("grpo_grpo_rounds3_60", "grpo_dapo_rounds3_60"),
+        ("grpo_dr_grpo_rounds3_60", "grpo_dapo_rounds3_60"),
+        ("grpo_dr_grpo_rounds3_60", "grpo_dr_grpo_rounds1_60"),
+        ("grpo_dr_grpo_rounds3_60", "grpo_dr_grpo_rounds3_15"),
+        ("dpo_twice", "dpo_once"),
     ]
+    bests = [pairs[0] for pairs in list(asked.values())[-2:]]
+    assert [(one.split("_")[0], two.split("_")[0]) for one, two in bests] == [("grpo", "rl"), ("dpo", "rl")]
+    assert bests[0][0].endswith("_rounds1_15")  # 480 completions, as the others
+
+
+def flag(command, name):
+    return command[command.index(name) + 1]
+
+
+def test_dpo_twice_starts_from_dpo_once():
+    """Its candidates, its pairs and its reference are those of the first run; that one's are of SFT."""
+    for name, start in ("dpo_once", "sft"), ("dpo_twice", "dpo_once"):
+        sample, pair, train = tiny_seeds.training_commands(name, 3, "out")
+        assert flag(sample, "--model_path") == flag(train, "--sft_model") == f"out/checkpoints/{start}_seed3"
+        assert flag(sample, "--data_path") == flag(pair, "--task_path") == flag(train, "--train_path")
+        rows = f"{flag(sample, '--results_dir')}/{flag(sample, '--exp_name')}_per_task.jsonl"
+        assert flag(pair, "--candidates") == rows
+        assert flag(train, "--pairs_path") == f"{flag(pair, '--output_dir')}/pairs.jsonl"
+        assert flag(train, "--output_dir") == f"out/checkpoints/{name}_seed3"
+        assert flag(sample, "--seed") == flag(train, "--seed") == "3"
+
+
+def test_grpo_samples_as_much_as_the_others():
+    commands = tiny_seeds.configurations()
+    grpo = {name: command for name, command in commands.items() if name.startswith("grpo")}
+    sizes = "--num_updates", "--batch_size", "--samples_per_task"
+    sampled = {name: math.prod(int(flag(grpo[name], size)) for size in sizes) for name in grpo}
+    assert sampled == {name: 480 if name.endswith("_15") else 1920 for name in grpo}
+    ppo = commands["ppo_sequence_all_alpha0.01_8"]
+    assert int(flag(ppo, "--num_updates")) * int(flag(ppo, "--batch_size")) == 480
+
+
+def test_runs_wait_for_their_start(tmp_path, monkeypatch):
+    """Each script is replaced by one that leaves its output, if what it reads is there."""
+    done = []
+
+    def run(command, log):
+        inputs = [flag(command, name) for name in ("--sft_model", "--pairs_path") if name in command]
+        if command[0] == "eval_humaneval.py":
+            inputs += [flag(command, "--model_path")]
+            outputs = [f"{flag(command, '--results_dir')}/{flag(command, '--exp_name')}_per_task.jsonl"]
+        elif command[0] == "make_pairs.py":
+            inputs += [flag(command, "--candidates")]
+            outputs = [f"{flag(command, '--output_dir')}/pairs.jsonl"]
+        else:
+            outputs = [f"{flag(command, '--output_dir')}/run_config.json"]
+        assert all((ROOT / path).exists() for path in inputs), command
+        time.sleep(0.1 if "train" in command[0] else 0)
+        for path in map(Path, outputs):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text('{"finished": true}')
+        done.append(command[0])
+
+    monkeypatch.setattr(tiny_seeds, "run", run)
+    with ThreadPoolExecutor(2) as pool:
+        tiny_seeds.run_all(pool, ["dpo"], [1, 2], tmp_path, "data/mini_hard_test.jsonl")
+    assert Counter(done) == {
+        "train_sft_lora.py": 2,
+        "train_dpo_lora.py": 4,
+        "make_pairs.py": 4,
+        "eval_humaneval.py": 1 + 2 + 4 + 4,
+    }
+    assert len(list((tmp_path / "results_mini_hard_test").iterdir())) == 1 + 2 + 4
+    assert not (tmp_path / "results").exists()
 
 
 def test_command_line(finished):
@@ -214,6 +308,13 @@ def test_command_line(finished):
     for name in "t.png", "learning_curves.png":
         pixels = plt.imread(finished / "new" / name)
         assert (pixels[..., :3].min(axis=-1) < 0.9).mean() > 0.01, "nearly blank"
+    done = run_script(*command, "--test", "data/mini_hard_test.jsonl")
+    assert done.returncode != 0 and done.stderr.startswith("Nothing is finished in ")
+    text = tiny_seeds.summary(
+        tiny_seeds.read_results(finished / "results"), finished, "data/mini_hard_test.jsonl"
+    )
+    assert "tasks of `data/mini_hard_test.jsonl`" in text and "mini_test.jsonl" not in text
+    assert "--results_dir $out/results_mini_hard_test --data_path data/mini_hard_test.jsonl" in text
     assert_equal(
         tiny_seeds.read_runs(finished / "new/t.jsonl"), tiny_seeds.read_results(finished / "results")
     )
