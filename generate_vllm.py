@@ -6,8 +6,8 @@
 vLLM needs an environment of its own: docs/evaluation.md. Prompts are the token ids that all scripts use.
 Greedy unless --temperature is above 0. It is another protocol than eval_humaneval.py with the same model: the
 base, also that of an adapter, is in --dtype and not in 4 bit, and vLLM draws other random numbers. A merged
-folder (merge_lora.py) has the weights that the adapter was trained on. Writes to --output_path, the whole file
-or nothing: how it was made in the first line, then one line per completion.
+folder (merge_lora.py) has the weights that the adapter was trained on. Writes to --output_path, the whole
+file or nothing: how it was made in the first line, then one line per completion.
 """
 
 import json
