@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT, run_script
 
 import train_dpo_lora as dpo
-from sandbox import encode_prompt, read_pairs, read_tasks
+from sandbox import check_logprobs, encode_prompt, read_pairs, read_tasks
 from train_ppo_lora import completion_logprobs
 
 CASES = json.loads((ROOT / "tests/dpo_cases.json").read_text())
@@ -149,6 +149,19 @@ def test_completions_of_a_prompt_do_not_see_each_other(adapted):
         alone, _ = completion_logprobs(model, tokenizer, [sample], 1.0)
         assert together[i][mask[i] > 0].tolist() == pytest.approx(alone[0].tolist(), abs=1e-4)
     assert mask.sum(-1).tolist() == [4, 1, 2, 3]
+
+
+def test_models_whose_shared_prompts_give_other_log_probs_are_refused(adapted):
+    model, tokenizer = adapted
+    samples = [{"prompt_ids": [5, 6, 7], "completion_ids": ids} for ids in ([20, 21], [30])]
+    check_logprobs(dpo.group_logprobs, model, tokenizer, samples)
+
+    def wrong(*arguments):
+        logprobs, mask = dpo.group_logprobs(*arguments)
+        return logprobs - 0.1 * mask, mask
+
+    with pytest.raises(SystemExit, match="models of type llama cannot be used here"):
+        check_logprobs(wrong, model, tokenizer, samples)
 
 
 # ---- runs ---------------------------------------------------------------------------------------------
