@@ -10,11 +10,12 @@ Prints  a line per part and, last, one JSON line with all figures; without a CUD
 The architecture is that of deepseek-coder-1.3b. Memory and time do not depend on what the weights are, except
 in three ways. The tokenizer is that of the tiny model, so prompts have ids below 1024, and sampled ids above
 that decode to nothing. EOS is hardly ever sampled: completions have all 256 tokens, the dearest case. And no
-program passes; without advantages PPO would skip its update, so every second completion counts as passed,
-after the sandbox has run it. Comment lines make every fourth prompt nearly as long as --max_length allows.
+program passes; without advantages PPO and GRPO would skip their updates, so every second completion counts as
+passed, after the sandbox has run it. Comment lines make every fourth prompt nearly as long as --max_length
+allows.
 
-sft, rl, ppo: the real scripts at their default settings. The first update warms up and is left out of the
-times, not of the peak memory, which is what torch has reserved (about 0.5 GB of CUDA context come on top).
+sft, rl, ppo, grpo: the real scripts at their default settings. The first update warms up and is left out of
+the times, not of the peak memory: what torch has reserved (about 0.5 GB of CUDA context come on top).
 rollout4, rollout8: tokens per second, batch 4 and 8, of our generate() and of transformers' model.generate().
 """
 
@@ -96,14 +97,15 @@ def pass_every_second():
 
 
 def reinforcement(name, count, folder, tiny):
-    """Seconds per update of train_rl_lora.py or train_ppo_lora.py."""
+    """Seconds per update of train_rl_lora.py, train_ppo_lora.py or train_grpo_lora.py."""
     import sandbox
 
     sandbox.start_scoring = pass_every_second()  # the preflight does not use it
     flags = {"sft_model": f"{folder}/adapter", "train_path": f"{folder}/rl.jsonl", count: UPDATES}
     flags |= {"output_dir": f"{folder}/{name}"} | ({"max_new_tokens": 16} if tiny else {})
+    epochs = {"rl": None, "ppo": 4, "grpo": 1}[name]  # the defaults
     _, rows = run_script(f"train_{name}_lora.py", flags)
-    if min(row["grad_norm"] for row in rows) == 0 or {row.get("epochs", 4) for row in rows} != {4}:
+    if min(row["grad_norm"] for row in rows) == 0 or {row.get("epochs") for row in rows} != {epochs}:
         raise RuntimeError(f"not the updates that were to be measured: {rows}")
     return {"seconds": durations(rows), "grad_norm": [row["grad_norm"] for row in rows]}
 
@@ -146,6 +148,7 @@ PARTS: dict = {
     "sft": sft,
     "rl": partial(reinforcement, "rl", "num_steps"),
     "ppo": partial(reinforcement, "ppo", "num_updates"),
+    "grpo": partial(reinforcement, "grpo", "num_updates"),
     "rollout4": partial(rollout, 4),
     "rollout8": partial(rollout, 8),
 }

@@ -291,7 +291,7 @@ def test_nothing_is_sampled_from_logits_that_are_not_finite(policy, bad):
 
 def test_completions_do_not_depend_on_the_batch(policy):
     model, tokenizer = policy
-    prompt_ids = [encode_prompt(tokenizer, task) for task in TASKS[:2] for _ in range(3)]
+    prompt_ids = [encode_prompt(tokenizer, task) for _ in range(3) for task in TASKS[:2]]  # mixed groups
     uniform = uniform_numbers(6, 24)
     together = sample(model, tokenizer, prompt_ids, 24, uniform)
     apart = [sample(model, tokenizer, [ids], 24, uniform[i : i + 1])[0] for i, ids in enumerate(prompt_ids)]
