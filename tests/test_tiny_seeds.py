@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 import time
@@ -103,8 +104,13 @@ def test_sampled_completions(tmp_path):
         log = tmp_path / f"checkpoints/{name}/grpo_train_log.jsonl"
         log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     evaluated(tmp_path, "base", 4)
-    table = rows(tiny_seeds.summary(tiny_seeds.read_results(tmp_path / "results"), tmp_path / "checkpoints"))
+    evaluated(tmp_path, "dpo_once_seed1", 4)
+    text = tiny_seeds.summary(tiny_seeds.read_results(tmp_path / "results"), tmp_path / "checkpoints")
+    table = rows(text)
     assert table["grpo_dapo_rounds3_15"][3] == "80 completions, 10 s"
+    assert "3,200 completions more" in text
+    names = set(re.findall(r"\$\{?(\w+)", text.partition("## Commands")[2]))
+    assert names == {"out", "seed", "name"}  # the variables that a shell sees
 
 
 def test_labels():
