@@ -320,8 +320,7 @@ the scores it is judged by: expect a little less of it.
     # name: rl_none_alpha0_seed1
     commands += [evaluation_command("$out/checkpoints/$name", "$name", folder, test)]
     if any(name.startswith("dpo") for name in results):
-        text += "\nEach DPO run has 3,200 completions more than the run it starts from; sampling them is not in its"
-        text += " time.\n"
+        text += "\nEach DPO run samples 3,200 completions before it trains, which is not in its time.\n"
     text += "\n## Commands\n\n`OMP_NUM_THREADS=1`, `out`: any folder, `name`: each run below it.\n\n```sh\n"
     lines = "".join(f"python {' '.join(command)}\n" for command in commands)
     return text + lines.replace("$seed_", "${seed}_") + "```\n"  # for a shell $seed_per_task is one name

@@ -108,7 +108,7 @@ def test_sampled_completions(tmp_path):
     text = tiny_seeds.summary(tiny_seeds.read_results(tmp_path / "results"), tmp_path / "checkpoints")
     table = rows(text)
     assert table["grpo_dapo_rounds3_15"][3] == "80 completions, 10 s"
-    assert "3,200 completions more" in text
+    assert "samples 3,200 completions" in text
     names = set(re.findall(r"\$\{?(\w+)", text.partition("## Commands")[2]))
     assert names == {"out", "seed", "name"}  # the variables that a shell sees
 
