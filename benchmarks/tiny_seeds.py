@@ -94,9 +94,10 @@ def configurations():
     for loss in "dapo", "grpo", "dr_grpo":
         scale = "none" if loss == "dr_grpo" else "group"
         for rounds in "1", "3":
-            for updates in "15", "60":  # of 32 completions: 480, as REINFORCE and PPO with _8, and 1,920
-                flags = ["--loss_type", loss, "--scale", scale, "--max_rounds", rounds]
-                commands[f"grpo_{loss}_rounds{rounds}_{updates}"] = [*GRPO, *flags, "--num_updates", updates]
+            flags = ["--loss_type", loss, "--scale", scale, "--max_rounds", rounds]
+            # of 32 completions: 480, as REINFORCE and PPO with _8
+            commands[f"grpo_{loss}_rounds{rounds}_15"] = [*GRPO, *flags, "--num_updates", "15"]
+    commands["grpo_dapo_rounds1_60"] = [*commands["grpo_dapo_rounds1_15"][:-1], "60"]
     return commands | {"dpo_once": DPO, "dpo_twice": DPO}
 
 

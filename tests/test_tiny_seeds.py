@@ -116,7 +116,13 @@ def test_sampled_completions(tmp_path):
 def test_labels():
     labels = {tiny_seeds.label(name) for name in tiny_seeds.configurations()}
     assert len(labels) == len(tiny_seeds.configurations())
-    assert {"GRPO, dr_grpo, 60 updates, 3 rounds", "GRPO, grpo, 15 updates", "DPO", "DPO, twice"} < labels
+    assert {
+        "GRPO, dr_grpo, 15 updates, 3 rounds",
+        "GRPO, dapo, 60 updates",
+        "GRPO, grpo, 15 updates",
+        "DPO",
+        "DPO, twice",
+    } < labels
 
 
 def test_tasks_in_another_order(tmp_path):
@@ -210,11 +216,11 @@ def test_mean_over_pairs():
 
 
 def test_pairs():
-    """32 against SFT, 3 baselines, 4 penalties, 6 batch sizes, 4 ratios, 4 penalised; GRPO: 4 and 4 losses,
-    6 times several rounds, 6 times more updates; 1 of DPO twice, 3 of the best: 78."""
+    """27 against SFT, 3 baselines, 4 penalties, 6 batch sizes, 4 ratios, 4 penalised; GRPO: 2 and 2 losses,
+    3 times several rounds, once more updates; 1 of DPO twice, 3 of the best: 60."""
     runs = {1: np.zeros((3, 4))}
     asked = tiny_seeds.comparisons(dict.fromkeys(["base", *tiny_seeds.configurations()], runs))
-    assert [len(pairs) for pairs in asked.values()] == [32, 3, 4, 6, 4, 4, 4, 4, 6, 6, 1, 1, 1, 1]
+    assert [len(pairs) for pairs in asked.values()] == [27, 3, 4, 6, 4, 4, 2, 2, 3, 1, 1, 1, 1, 1]
     assert [pairs[-1] for pairs in asked.values()][:-3] == [
         ("dpo_twice", "sft"),
         ("rl_batch_alpha0.03", "rl_none_alpha0.03"),
@@ -222,10 +228,10 @@ def test_pairs():
         ("ppo_token_passed_alpha0.03_8", "ppo_token_passed_alpha0.03_4"),
         ("ppo_sequence_all_alpha0.03_8", "ppo_token_all_alpha0.03_8"),
         ("ppo_token_passed_alpha0.03_8", "ppo_token_all_alpha0.03_8"),
-        ("grpo_grpo_rounds3_60", "grpo_dapo_rounds3_60"),
-        ("grpo_dr_grpo_rounds3_60", "grpo_dapo_rounds3_60"),
-        ("grpo_dr_grpo_rounds3_60", "grpo_dr_grpo_rounds1_60"),
-        ("grpo_dr_grpo_rounds3_60", "grpo_dr_grpo_rounds3_15"),
+        ("grpo_grpo_rounds3_15", "grpo_dapo_rounds3_15"),
+        ("grpo_dr_grpo_rounds3_15", "grpo_dapo_rounds3_15"),
+        ("grpo_dr_grpo_rounds3_15", "grpo_dr_grpo_rounds1_15"),
+        ("grpo_dapo_rounds1_60", "grpo_dapo_rounds1_15"),
         ("dpo_twice", "dpo_once"),
     ]
     bests = [pairs[0] for pairs in list(asked.values())[-2:]]
