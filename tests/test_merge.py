@@ -201,10 +201,10 @@ def test_a_killed_try_and_the_next_one(folder, monkeypatch):
     unverified = folder / "again.unverified"
     assert (unverified / "config.json").is_file() and not (unverified / "merge.json").exists()
     assert json.loads((folder / "again/merge.json").read_text())["dtype"] == "float32"
-    (unverified / "model.safetensors.index.json").write_text("half")  # would be read
+    (unverified / "half.safetensors").write_text("half")
     done = merge(folder, "again")
     assert done.returncode == 0, done.stderr
-    assert not unverified.exists()
+    assert not unverified.exists() and not (folder / "again/half.safetensors").exists()
     model, _ = ev.load_merged(folder / "again", "cpu")
     assert model.dtype == torch.bfloat16
     record = json.loads((folder / "again/merge.json").read_text())
