@@ -20,9 +20,10 @@ batches by length.
 
 Every run is a process of its own; they take turns. The first step warms up and is left out of `seconds`, the
 median of the others. `reference` is the time of the reference pass before the first step, divided by the
-number of steps (one epoch, so no pair comes twice); `total` is the sum of the two. Ratios are taken within
-each round, and the median of the rounds is printed. Where other work runs on the machine, put
-OMP_NUM_THREADS=1 before the command. The preflight, which TRL has not, is left out (--train_path "").
+number of steps (one epoch, so no pair comes twice); `total` is the sum of the two. `cpu` is the CPU time of
+all threads from the reference pass to the last step, by step. Ratios are taken within each round, and the
+median of the rounds is printed. Where other work runs on the machine, put OMP_NUM_THREADS=1 before the
+command; CPU time then hardly changes. The preflight, which TRL has not, is left out (--train_path "").
 """
 
 import argparse
@@ -41,16 +42,21 @@ from statistics import median
 
 from rl_update import ON_CPU, ROOT, run_child
 
-FIGURES = "seconds", "reference", "total", "peak_mb"  # in every record
+FIGURES = "seconds", "reference", "total", "cpu", "peak_mb"  # in every record
 FLAGS = {"learning_rate": 5e-4, "beta": 0.1, "warmup_ratio": 0, "num_epochs": 1, "train_path": "", "seed": 0}
 TOLERANCE = 1e-5, 1e-3  # of the first step; of all: differences grow with the steps
 
 
+def now():
+    return time.perf_counter(), time.process_time()
+
+
 def measured(clocks, start, end, steps):
-    """The record of a run: clocks after each step, start and end of the reference pass, (loss, norm)s."""
-    seconds = median(after - before for before, after in zip(clocks, clocks[1:]))
-    reference = (end - start) / len(clocks)
-    return {"seconds": seconds, "reference": reference, "total": seconds + reference, "steps": steps}
+    """The record of a run, of clocks after each step and around the reference pass, and (loss, norm)s."""
+    seconds = median(after[0] - before[0] for before, after in zip(clocks, clocks[1:]))
+    reference = (end[0] - start[0]) / len(clocks)
+    record = {"seconds": seconds, "reference": reference, "total": seconds + reference}
+    return record | {"cpu": (clocks[-1][1] - start[1]) / len(clocks), "steps": steps}
 
 
 def ours(**flags):
@@ -61,11 +67,11 @@ def ours(**flags):
 
     def log(self, values, **rest):
         rows.append((values["loss"], values["grad_norm"]))
-        clocks.append(time.perf_counter())
+        clocks.append(now())
 
     Accelerator.log = log  # called once per step
-    Accelerator.print = lambda *rest: before.append(time.perf_counter())  # the last time before the reference
-    Accelerator.init_trackers = lambda *rest: before.append(time.perf_counter())  # after it
+    Accelerator.print = lambda *rest: before.append(now())  # the last time before the reference
+    Accelerator.init_trackers = lambda *rest: before.append(now())  # after it
     with tempfile.TemporaryDirectory() as folder:
         flags |= {"output_dir": folder}
         sys.argv = ["train_dpo_lora.py", *(f"--{flag}={value}" for flag, value in flags.items())]
@@ -90,20 +96,24 @@ def trl(precompute, **flags):
     )
     pairs, _ = read_pairs(flags["pairs_path"], [])
     pairs = random.Random(f"{flags['seed']} 0").sample(pairs, len(pairs))  # in our order
-    clocks, before = [], [0.0, 0.0]
+    clocks, before = [], [(0.0, 0.0)] * 2
 
     class Clock(TrainerCallback):
+        def on_train_begin(self, args, state, control, **rest):
+            if not precompute:
+                before[:] = [now()] * 2
+
         def on_step_end(self, args, state, control, **rest):
-            clocks.append(time.perf_counter())
+            clocks.append(now())
 
     class Trainer(DPOTrainer):
         def _get_train_sampler(self, dataset=None):
             return SequentialSampler(self.train_dataset)
 
         def _precompute_ref_logps(self, *rest):
-            before[0] = time.perf_counter()
+            before[0] = now()
             dataset = super()._precompute_ref_logps(*rest)
-            before[1] = time.perf_counter()
+            before[1] = now()
             return dataset
 
     with tempfile.TemporaryDirectory() as folder:
@@ -191,7 +201,7 @@ def make_inputs(folder, args):
         raise SystemExit(f"{len(rows)} pairs, but {args.num_steps} steps need {needed}: lower --num_steps")
     path = folder / "trl_pairs.jsonl"
     with open(path, "w") as file:
-        for row in random.Random(0).sample(rows, needed):
+        for row in rows[:needed]:  # all pairs of a task stand together
             file.write(json.dumps({name: row[name] for name in ("prompt", "chosen", "rejected")}) + "\n")
     return {"sft_model": str(sft_model), "pairs_path": str(path)}
 
