@@ -27,7 +27,8 @@ ALGORITHMS = [f"docs/{name}.md" for name in SCRIPT_OF]
 HEADINGS = "Idea, Equation, Pseudo-code, Usage, Logged metrics, Implementation details, Results, Known limits"
 COMMANDS = re.compile(r"(?:python|sh) [\w/]+\.(?:py|sh)(?:\\\n|[^`\n|&])*")
 MADE_BY_A_RUN = re.compile(
-    r"checkpoints/|results/|data/(?:humaneval|mbpp|apps|taco|weak|pairs)|HumanEval|my_|samples|\w+_log\.jsonl|mbpp\.|TACO/"
+    r"checkpoints/|results/|data/(?:humaneval|mbpp|apps|taco|weak|pairs)"
+    r"|HumanEval|my_|samples|\w+_log\.jsonl|mbpp\.|TACO/"
 )
 FOREIGN = {"no-deps", "num_processes", "problem_file", "dataset", "samples", "find_zero"}  # other programs'
 SOURCES = [
