@@ -97,7 +97,9 @@ def configurations():
             flags = ["--loss_type", loss, "--scale", scale, "--max_rounds", rounds]
             # of 32 completions: 480, as REINFORCE and PPO with _8
             commands[f"grpo_{loss}_rounds{rounds}_15"] = [*GRPO, *flags, "--num_updates", "15"]
-    commands["grpo_dapo_rounds1_60"] = [*commands["grpo_dapo_rounds1_15"][:-1], "60"]
+    dapo = commands["grpo_dapo_rounds1_15"]
+    commands["grpo_dapo_rounds1_15x4"] = [*dapo, "--grpo_epochs", "4"]
+    commands["grpo_dapo_rounds1_60"] = [*dapo[:-1], "60"]
     return commands | {"dpo_once": DPO, "dpo_twice": DPO}
 
 
@@ -161,7 +163,8 @@ def evaluate(model, exp_name, out, test):
 def run_all(pool, methods, seeds, out, test):
     """Base, SFT, then what starts from SFT, then what starts from that."""
     evaluate("data/tiny_coder", "base", out, test)
-    wanted = [name for name in configurations() if name.split("_")[0] in ("sft", *methods)]
+    chosen = {"sft", *methods}
+    wanted = [name for name in configurations() if name in chosen or name.split("_")[0] in chosen]
     for start in (None,), ("sft",), set(START.values()) - {None}:
         names = [name for name in wanted if START.get(name, "sft") in start]
         jobs = [(name, seed, out, test) for seed in seeds for name in names]
