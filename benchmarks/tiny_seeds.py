@@ -62,7 +62,7 @@ QUESTIONS = {  # (part of a name, what stands there in the name of the run to co
     "Partial credit, or all tests or nothing?": [("_reward_pass_rate", ""), ("_reward_structured", "")],
     "DPO twice, or once?": [("twice", "once")],
 }
-CURVES = "rl_none_alpha0.01 rl_batch_alpha0.01 ppo_token_all_alpha0.01_8 ppo_sequence_all_alpha0.01_8"
+CURVES = "rl_none_alpha0.01 ppo_sequence_all_alpha0.01_8 grpo_dapo_rounds1_60"
 RESAMPLES = 10_000
 LABELS = {  # what the table calls a method: what the picture and the README call it
     "sft": "SFT",
