@@ -8,15 +8,15 @@
           also (1 if the program passes all tests, else 0) - length_penalty_alpha * tokens / 100
 
 One update: sample a completion for each of `batch_size` tasks, run the programs in the sandbox, take
-`ppo_epochs` optimizer steps of the policy, then `critic_epochs` of the critic: a second adapter on the same
-base, at first a copy of SFT, and a linear head, at first 0. Every step is on the whole batch. Simplifications:
-no entropy bonus, no minibatches, nothing is bootstrapped at the token limit.
+`ppo_epochs` optimizer steps of the policy, then `critic_epochs` of the critic, each on the whole batch. The
+critic is a second adapter on the same base, which starts as SFT, and a linear head, which starts at 0.
+Simplifications: no entropy bonus, no minibatches, no bootstrapping at the token limit.
 
     python train_actor_critic_lora.py --sft_model checkpoints/NAME_sft --output_dir checkpoints/NAME_ac
 
-Reads an adapter made by train_sft_lora.py and a task file with the fields of HumanEval. Writes to
---output_dir: the policy's adapter and its tokenizer, run_config.json, actor_critic_train_log.jsonl,
-samples.jsonl, state.pt (for --resume; with the critic) and, with --dev_path, best/ (the best dev score).
+Reads an adapter of train_sft_lora.py and a task file with HumanEval's fields. Writes to --output_dir: the
+policy's adapter and its tokenizer, run_config.json, actor_critic_train_log.jsonl, samples.jsonl, state.pt
+(for --resume, with the critic) and, with --dev_path, best/ (the adapter with the best dev score).
 """
 
 import hashlib
@@ -301,8 +301,8 @@ if __name__ == "__main__":
     accelerator = Accelerator(log_with=tracker, project_dir=cfg.output_dir)
     device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
     is_main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
-    in_range = 0 <= min(cfg.lam, cfg.critic_lam) <= max(cfg.gamma, cfg.lam, cfg.critic_lam) <= 1
-    if cfg.batch_size % world or not in_range or min(cfg.kl_coef, cfg.critic_warmup) < 0:
+    lams = cfg.lam, cfg.critic_lam
+    if cfg.batch_size % world or max(cfg.gamma, *lams) > 1 or min(cfg.kl_coef, cfg.critic_warmup, *lams) < 0:
         needs = f"--batch_size is a multiple of {world} processes, --gamma, --lam and --critic_lam at most 1"
         raise SystemExit(f"{needs}, none of --lam, --critic_lam, --kl_coef and --critic_warmup below 0")
     if Path(cfg.sft_model).resolve().is_relative_to(Path(cfg.output_dir).resolve()):
@@ -453,7 +453,6 @@ if __name__ == "__main__":
         # ---- log ----
         values, returns = collect(samples, "values"), collect(samples, "returns")  # (tokens,)
         explained = 1 - ((returns - values).var() / returns.var()).item()
-        kl_to_sft = (collect(samples, "old_logprobs") - collect(samples, "sft_logprobs")).mean().item()
         row = {
             "update": update,
             "batch_size": cfg.batch_size,
@@ -462,7 +461,7 @@ if __name__ == "__main__":
             "avg_pass_rate": pass_rate.mean().item(),
             "avg_gen_len": gen_len.mean().item(),
             "hit_token_limit": sum(sample["hit_token_limit"] for sample in samples) / cfg.batch_size,
-            "kl_to_sft": kl_to_sft,
+            "kl_to_sft": (collect(samples, "old_logprobs") - collect(samples, "sft_logprobs")).mean().item(),
             "value_mean": values.mean().item(),  # before the critic has learnt from these completions
             "return_mean": returns.mean().item(),
             "return_std": returns.std().item(),
