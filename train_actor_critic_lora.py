@@ -289,7 +289,7 @@ def policy_loss(logprobs, old_logprobs, advantages, clip_range):
 
 def value_loss(values, old_values, returns, value_clip):
     """Half the larger of both squared errors, of V and of V kept near V_old, summed; and where V is kept."""
-    near = old_values + (values - old_values).clamp(-value_clip, value_clip)
+    near = values.clamp(old_values - value_clip, old_values + value_clip)  # exactly V within the bounds
     errors, near_errors = (values - returns) ** 2, (near - returns) ** 2
     return torch.max(errors, near_errors).sum() / 2, near_errors > errors
 
