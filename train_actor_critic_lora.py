@@ -39,7 +39,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.generation import TopPLogitsWarper
 
-from sandbox import Sandbox, check_model, check_supported, encode_prompt, open_log, parse_config
+from sandbox import Sandbox, check_model, check_supported, encode_prompt, open_log, parse_config, shaped
 
 from sandbox import preflight, read_tasks, start_scoring, stop_ids, stop_with, trained_tokenizer  # isort: skip
 
@@ -63,7 +63,7 @@ class Config:
     top_p: float = 1.0  # below 1 the sampled distribution is no longer the scored one
     seed: int = 42
     # -- reward --
-    reward: Literal["binary", "pass_rate"] = "binary"  # pass_rate: share of its tests that a program passes
+    reward: Literal["binary", "pass_rate", "structured"] = "binary"  # see shaped in sandbox.py
     length_penalty_alpha: float = 0.01  # charge per 100 generated tokens
     time_limit: float = 5.0  # seconds per program
     # -- actor and critic --
@@ -352,10 +352,10 @@ if __name__ == "__main__":
         accelerator.print(f"{cfg.output_dir} is finished")
         sys.exit()
     accelerator.print(f"{len(tasks)} tasks, updates {state['update'] + 1} to {cfg.num_updates} on {device}")
-    sandbox = Sandbox(timeout=cfg.time_limit, tasks=tasks + dev_tasks)
+    sandbox = Sandbox(timeout=cfg.time_limit, tasks=tasks + dev_tasks)  # one, and its tests, per process
     run_config = {**asdict(cfg), **settings, "method": "ACTOR-CRITIC", "sandbox": sandbox.report}
+    accelerator.print(f"sandbox: {sandbox.report}\n{preflight(sandbox, tasks + dev_tasks, tokenizer)}")
     if is_main:
-        print(f"sandbox: {sandbox.report}\n{preflight(sandbox, tasks + dev_tasks, tokenizer)}")
         with stop_with(f"cannot write to --output_dir {cfg.output_dir}"):
             logs = [open_log(f"{cfg.output_dir}/{x}.jsonl") for x in ("actor_critic_train_log", "samples")]
         if state["update"] == 0:  # a new run: what an older one left must not be taken for its own
@@ -393,10 +393,9 @@ if __name__ == "__main__":
 
         # ---- reward and advantages, over the completions of all processes ----
         passed = torch.tensor([float(sample["outcome"] == "passed") for sample in samples])  # (B,)
-        pass_rate = torch.tensor([sample["fraction"] for sample in samples])  # (B,)
         gen_len = torch.tensor([float(sample["gen_len"]) for sample in samples])  # (B,)
-        rewards = passed if cfg.reward == "binary" else pass_rate
-        rewards = rewards - cfg.length_penalty_alpha * gen_len / 100  # (B,)
+        earned = torch.tensor([shaped(s["outcome"], s["fraction"], cfg.reward) for s in samples])  # (B,)
+        rewards = earned - cfg.length_penalty_alpha * gen_len / 100  # (B,)
         for sample, reward in zip(samples, rewards.tolist()):
             sample |= {"update": update, "reward": reward, "value": sample["values"][0]}
             per_token = token_rewards(sample, cfg.kl_coef)
@@ -458,7 +457,7 @@ if __name__ == "__main__":
             "batch_size": cfg.batch_size,
             "avg_reward": rewards.mean().item(),
             "avg_base_reward": passed.mean().item(),  # pass rate
-            "avg_pass_rate": pass_rate.mean().item(),
+            "avg_pass_rate": sum(sample["fraction"] for sample in samples) / cfg.batch_size,  # of tests
             "avg_gen_len": gen_len.mean().item(),
             "hit_token_limit": sum(sample["hit_token_limit"] for sample in samples) / cfg.batch_size,
             "kl_to_sft": (collect(samples, "old_logprobs") - collect(samples, "sft_logprobs")).mean().item(),
