@@ -464,7 +464,7 @@ if __name__ == "__main__":
             "value_mean": values.mean().item(),  # before the critic has learnt from these completions
             "return_mean": returns.mean().item(),
             "return_std": returns.std().item(),
-            "explained_variance": explained if returns.var() > 1e-12 else None,
+            "explained_variance": explained if returns.std() > 0.05 else None,  # there is nothing to explain
             "advantage_mean": raw.mean().item(),
             "advantage_std": raw.std().item(),
             "value_loss": squared,  # this and the next two: of the critic's last epoch

@@ -445,8 +445,11 @@ def test_equal_rewards_teach_the_critic_alone(train, small, tmp_path):
     done, log, _ = train("--kl_coef", 0, "--num_updates", 1, score=lambda text: 1)
     assert (done.stdout + done.stderr).count("nothing to learn for the policy") == 1
     assert log[0]["epochs"] == 0 and log[0]["critic_grad_norm"] > 0
-    assert log[0]["explained_variance"] is None  # there is no variance to explain
+    assert log[0]["explained_variance"] is None
     assert not moved(adapter(small / "sft"), adapter(tmp_path / "run"))
+    _, log, _ = train("--length_penalty_alpha", 0.01, score=lambda text: 1)
+    assert 0 < log[1]["return_std"] < 0.05  # of KL and lengths alone: divided by it, V's noise would be -1000
+    assert log[1]["explained_variance"] is None and log[1]["value_mean"] != 0
 
 
 def test_micro_batch_size_changes_nothing(train):
