@@ -120,6 +120,7 @@ def test_labels():
         "GRPO, dr_grpo, 15 updates, 3 rounds",
         "GRPO, dapo, 60 updates",
         "GRPO, grpo, 15 updates",
+        "actor-critic, lam 0.95",
         "DPO",
         "DPO, twice",
     } < labels
@@ -216,11 +217,12 @@ def test_mean_over_pairs():
 
 
 def test_pairs():
-    """27 against SFT, 3 baselines, 4 penalties, 6 batch sizes, 4 ratios, 4 penalised; GRPO: 2 and 2 losses,
-    3 times several rounds, once more updates; 1 of DPO twice, 3 of the best: 60."""
+    """32 against SFT, 3 baselines, 4 penalties, 6 batch sizes, 4 ratios, 4 penalised; a critic or none, and
+    3 of its settings; GRPO: 2 and 2 losses, 3 times several rounds, once more updates; 1 of DPO twice, 3 of
+    the best: 69."""
     runs = {1: np.zeros((3, 4))}
     asked = tiny_seeds.comparisons(dict.fromkeys(["base", *tiny_seeds.configurations()], runs))
-    assert [len(pairs) for pairs in asked.values()] == [27, 3, 4, 6, 4, 4, 2, 2, 3, 1, 1, 1, 1, 1]
+    assert [len(pairs) for pairs in asked.values()] == [32, 3, 4, 6, 4, 4, 1, 1, 1, 1, 2, 2, 3, 1, 1, 1, 1, 1]
     assert [pairs[-1] for pairs in asked.values()][:-3] == [
         ("dpo_twice", "sft"),
         ("rl_batch_alpha0.03", "rl_none_alpha0.03"),
@@ -228,6 +230,10 @@ def test_pairs():
         ("ppo_token_passed_alpha0.03_8", "ppo_token_passed_alpha0.03_4"),
         ("ppo_sequence_all_alpha0.03_8", "ppo_token_all_alpha0.03_8"),
         ("ppo_token_passed_alpha0.03_8", "ppo_token_all_alpha0.03_8"),
+        ("ac_lam1_warmup0_epochs1", "ppo_token_all_alpha0.01_8"),
+        ("ac_lam0.95_warmup0_epochs1", "ac_lam1_warmup0_epochs1"),
+        ("ac_lam1_warmup40_epochs1", "ac_lam1_warmup0_epochs1"),
+        ("ac_lam1_warmup0_epochs4", "ac_lam1_warmup0_epochs1"),
         ("grpo_grpo_rounds3_15", "grpo_dapo_rounds3_15"),
         ("grpo_dr_grpo_rounds3_15", "grpo_dapo_rounds3_15"),
         ("grpo_dr_grpo_rounds3_15", "grpo_dr_grpo_rounds1_15"),
@@ -261,9 +267,19 @@ def test_grpo_samples_as_much_as_the_others():
     grpo = {name: command for name, command in commands.items() if name.startswith("grpo")}
     sizes = "--num_updates", "--batch_size", "--samples_per_task"
     sampled = {name: math.prod(int(flag(grpo[name], size)) for size in sizes) for name in grpo}
-    assert sampled == {name: 480 if name.endswith("_15") else 1920 for name in grpo}
+    assert sampled == {name: 1920 if name.endswith("_60") else 480 for name in grpo}
     ppo = commands["ppo_sequence_all_alpha0.01_8"]
     assert int(flag(ppo, "--num_updates")) * int(flag(ppo, "--batch_size")) == 480
+
+
+def test_actor_critic_differs_from_ppo_by_its_critic_alone():
+    commands = tiny_seeds.configurations()
+    ppo = commands["ppo_token_all_alpha0.01_8"]
+    for name in (name for name in commands if name.startswith("ac_")):
+        for same in "--batch_size", "--learning_rate", "--micro_batch_size", "--max_new_tokens":
+            assert flag(commands[name], same) == flag(ppo, same)
+        updates, warmup = (int(flag(commands[name], of)) for of in ("--num_updates", "--critic_warmup"))
+        assert updates - warmup == int(flag(ppo, "--num_updates")) == 60
 
 
 def test_runs_wait_for_their_start(tmp_path, monkeypatch):
