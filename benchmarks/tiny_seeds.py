@@ -9,7 +9,8 @@ A seed is that of SFT and of the runs that start from it. Finished runs are kept
 The results on each --test file have a folder of their own in --out, and a table; adapters are trained once.
 Every process computes with one thread, so that runs side by side do not wait for each other.
 Writes --table (a .md file), a picture of the same name (.png), and what both are computed from (.jsonl): the
-outcome of each task in each run, in the order of their ids. compare_runs.py draws learning_curves.png there.
+outcome of each task in each run, in the order of their ids. Runs that this .jsonl file has and --out has not
+stay in the table. compare_runs.py draws learning_curves.png there.
 """
 
 import argparse
@@ -62,7 +63,9 @@ QUESTIONS = {  # (part of a name, what stands there in the name of the run to co
     "GRPO: each completion the same weight, or each token (dapo)?": [("grpo_grpo", "grpo_dapo")],
     "GRPO: neither standard deviation nor lengths (dr_grpo), or dapo?": [("dr_grpo", "dapo")],
     "GRPO: other tasks for flat groups, at most 3 times?": [("rounds3", "rounds1")],
+    "GRPO: 4 epochs per update, or 1?": [("_15x4", "_15")],
     "GRPO: 60 updates, or 15?": [("_60", "_15")],
+    "Partial credit, or all tests or nothing?": [("_reward_pass_rate", ""), ("_reward_structured", "")],
     "DPO twice, or once?": [("twice", "once")],
 }
 CURVES = "rl_none_alpha0.01 rl_batch_alpha0.01 ppo_token_all_alpha0.01_8 ppo_sequence_all_alpha0.01_8"
@@ -118,6 +121,9 @@ def configurations():
     dapo = commands["grpo_dapo_rounds1_15"]
     commands["grpo_dapo_rounds1_15x4"] = [*dapo, "--grpo_epochs", "4"]
     commands["grpo_dapo_rounds1_60"] = [*dapo[:-1], "60"]
+    for name in "ppo_sequence_all_alpha0.01_8", "ac_lam1_warmup0_epochs1", "grpo_dapo_rounds1_15":
+        for reward in "pass_rate", "structured":
+            commands[f"{name}_reward_{reward}"] = [*commands[name], "--reward", reward]
     return commands | {"dpo_once": DPO, "dpo_twice": DPO}
 
 
@@ -209,6 +215,20 @@ def read_results(folder):
     return {name: runs for name, runs in results.items() if runs}
 
 
+def num_sampled(name, seed, out):
+    """How many completions the training of a run sampled; SFT and the base model: none."""
+    total = 0
+    for log in Path(out, "checkpoints", f"{name}_seed{seed}").glob("*_train_log.jsonl"):
+        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        if name.startswith(("rl", "ppo", "ac", "grpo")):
+            total = sum(row.get("num_completions", row["batch_size"]) for row in rows)
+        if name.startswith("dpo"):  # before it trained
+            candidates = Path(out, "candidates", f"{name}_seed{seed}_per_task.jsonl")
+            start = START.get(name)
+            total = len(candidates.read_text().splitlines()) + (num_sampled(start, seed, out) if start else 0)
+    return total
+
+
 def means(runs: dict) -> np.ndarray:
     """Raw pass@1, truncated pass@1 and length of each seed; (3, seeds)."""
     return np.stack([tasks.mean(axis=1) for tasks in runs.values()], axis=1)
@@ -258,7 +278,7 @@ def comparisons(results):
     for question, parts in QUESTIONS.items():
         asked[question] = [(name, name.replace(*pair)) for pair in parts for name in names if pair[0] in name]
     asked["Best PPO, or best REINFORCE?"] = [(best(results, "ppo"), best(results, "rl"))]
-    equal = {name: runs for name, runs in results.items() if name.endswith("rounds1_15")}
+    equal = {name: runs for name, runs in results.items() if "rounds1_15" in name}
     question = "Best GRPO with 480 completions, or best of REINFORCE and PPO?"
     asked[question] = [(best(equal, "grpo"), best(results, "rl", "ppo"))]
     asked["Best DPO, or best of the others?"] = [(best(results, "dpo"), best(results, "rl", "ppo", "grpo"))]
@@ -275,51 +295,56 @@ def markdown_table(*rows):
     return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
 
 
-def score_row(name, runs, checkpoints):
+def score_row(name, runs, sampled):
     cells = []
     for values in means(runs)[:2]:
         half = half_interval(values)
         cells.append(f"{values.mean():.1f}" + ("" if np.isnan(half) else f" ± {half:.1f}"))
-    logs = [log for seed in runs for log in checkpoints.glob(f"{name}_seed{seed}/*_train_log.jsonl")]
-    logs = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
-    time = "-"  # base, or only the results were copied here
-    if logs:
-        time = f"{np.median([lines[-1]['seconds'] for lines in logs]):.0f} s"
-    if logs and "num_completions" in logs[0][0]:
-        sampled = np.mean([sum(line["num_completions"] for line in lines) for lines in logs])
-        time = f"{sampled:,.0f} completions, {time}"
-    return [name, *cells, f"{means(runs)[2].mean():.1f}", time, str(len(runs))]
+    completions = np.mean([sampled[name, seed] for seed in runs])
+    return [name, *cells, f"{means(runs)[2].mean():.1f}", f"{completions:,.0f}", str(len(runs))]
 
 
-def comparison_row(name, gaps):
+def comparison_row(name, gaps, truncated):
     mean, low, high = difference(gaps)
     half = half_interval(gaps.mean(axis=1))
     verdict = "real" if (low > 0 or high < 0) and abs(mean) > half else "not distinguishable"
     verdict = verdict if len(gaps) > 1 else "one seed only"  # whose interval knows nothing of other seeds
     intervals = [f"[{low:+.1f}, {high:+.1f}]", "-" if np.isnan(half) else f"± {half:.1f}"]
-    return [name, f"{mean:+.1f}", *intervals, str(len(gaps)), verdict]
+    solving = truncated.mean()  # what is gained where all programs are cut
+    return [
+        name,
+        f"{mean:+.1f}",
+        *intervals,
+        f"{mean - solving:+.1f}",
+        f"{solving:+.1f}",
+        str(len(gaps)),
+        verdict,
+    ]
 
 
 def comparison_rows(results, pairs):
     """One row per pair and, where all have the same number of seeds, one for the mean over the pairs."""
-    gaps = {f"{one} - {two}": paired(results[one], results[two]) for one, two in pairs}
-    rows = [comparison_row(name, values) for name, values in gaps.items()]
-    if len(pairs) > 1 and len(set(map(len, gaps.values()))) == 1:
-        rows.append(comparison_row(f"**mean of these {len(pairs)}**", np.mean(list(gaps.values()), axis=0)))
+    gaps = {}
+    for one, two in pairs:
+        gaps[f"{one} - {two}"] = [paired(results[one], results[two], row) for row in (0, 1)]  # raw, truncated
+    rows = [comparison_row(name, *values) for name, values in gaps.items()]
+    if len(pairs) > 1 and len({len(raw) for raw, _ in gaps.values()}) == 1:
+        mean = np.mean(list(gaps.values()), axis=0)
+        rows.append(comparison_row(f"**mean of these {len(pairs)}**", *mean))
     return rows
 
 
-def summary(results, checkpoints, test=TEST):
-    """The whole text of the table's file."""
+def summary(results, sampled, test=TEST):
+    """The whole text of the table's file. sampled: {(name, seed): completions that its training sampled}."""
     asked = comparisons(results)
     count = sum(map(len, asked.values()))
-    header = ["configuration", "raw pass@1 (%)", "truncated (%)", "length (tokens)", "training", "seeds"]
-    scores = [score_row(name, runs, checkpoints) for name, runs in results.items()]
+    header = ["configuration", "raw pass@1 (%)", "truncated (%)", "length (tokens)", "sampled", "seeds"]
+    scores = [score_row(name, runs, sampled) for name, runs in results.items()]
     text = f"""# The tiny model over several seeds
 
 Greedy pass@1 on the {results["base"][0].shape[1]} tasks of `{test}`: mean over the seeds ± half
-of its 95 % t-interval, which speaks of other seeds on the same tasks. Training: median wall time with one
-thread, beside other runs, and without the SFT run before it.
+of its 95 % t-interval, which speaks of other seeds on the same tasks. Sampled: completions that the training
+sampled, for DPO before it began.
 
 {markdown_table(header, *scores)}
 
@@ -329,9 +354,19 @@ Raw pass@1 in points, paired over tasks and seeds. The 95 % intervals come from 
 both seeds and tasks, which with so few seeds is a little too sure of them; "seeds alone" is half of the
 t-interval of the seeds' means. A difference is called real where both exclude 0. Of {count} comparisons of
 two runs at 95 %, up to {0.05 * count:.1f} would do so by chance if nothing differed. A best row was picked by
-the scores it is judged by: expect a little less of it.
+the scores it is judged by: expect a little less of it. Solving is the difference of the truncated scores;
+stopping is the rest, from programs whose code was right before, but did not end.
 """
-    header = ["difference", "points", "95 % interval", "seeds alone", "seeds", "verdict"]
+    header = [
+        "difference",
+        "points",
+        "95 % interval",
+        "seeds alone",
+        "stopping",
+        "solving",
+        "seeds",
+        "verdict",
+    ]
     for question, pairs in asked.items():
         if pairs:
             text += f"\n**{question}**\n\n{markdown_table(header, *comparison_rows(results, pairs))}\n"
@@ -341,8 +376,6 @@ the scores it is judged by: expect a little less of it.
         commands += training_commands(name, "$seed", "$out")
     # name: rl_none_alpha0_seed1
     commands += [evaluation_command("$out/checkpoints/$name", "$name", folder, test)]
-    if any(name.startswith("dpo") for name in results):
-        text += "\nEach DPO run samples 3,200 completions before it trains, which is not in its time.\n"
     text += "\n## Commands\n\n`OMP_NUM_THREADS=1`, `out`: any folder, `name`: each run below it.\n\n```sh\n"
     lines = "".join(f"python {' '.join(command)}\n" for command in commands)
     return text + lines.replace("$seed_", "${seed}_") + "```\n"  # for a shell $seed_per_task is one name
@@ -350,12 +383,15 @@ the scores it is judged by: expect a little less of it.
 
 def label(name: str) -> str:
     """The name of a configuration as the README says it."""
+    name, _, reward = name.partition("_reward_")
+    reward = f", {reward}" if reward else ""
     if name.startswith("grpo"):
         _, loss, rounds, updates = name.replace("dr_", "dr-").split("_")
-        return f"GRPO, {loss.replace('-', '_')}, {updates} updates" + ", 3 rounds" * (rounds == "rounds3")
+        settings = f"{updates} updates".replace("x4 updates", " updates of 4 epochs")
+        return f"GRPO, {loss.replace('-', '_')}, {settings}{', 3 rounds' * (rounds == 'rounds3')}{reward}"
     method, _, settings = name.partition("_alpha")
     alpha = f", alpha {settings.replace('_', ', batch of ')}" if settings else ""
-    return LABELS.get(method, method) + alpha
+    return LABELS.get(method, method) + alpha + reward
 
 
 def draw(results, path):
@@ -388,25 +424,27 @@ def draw(results, path):
     plt.close(figure)
 
 
-def write_runs(results, path):
-    """One line per run: name, seed, passed and passed_truncated as a string of 0 and 1, length in tokens."""
+def write_runs(results, sampled, path):
+    """One line per run: name, seed, passed and passed_truncated as strings of 0 and 1, and the numbers."""
     with open(path, "w", encoding="utf-8") as file:
         for name, runs in results.items():
             for seed, tasks in runs.items():
                 raw, truncated, lengths = tasks.astype(int).tolist()
                 run = {"name": name, "seed": seed, "passed": "".join("01"[x > 0] for x in raw)}
                 run |= {"passed_truncated": "".join("01"[x > 0] for x in truncated), "gen_len": lengths}
+                run["completions"] = sampled[name, seed]
                 file.write(json.dumps(run) + "\n")
 
 
 def read_runs(path):
-    """What write_runs wrote, as read_results returns it."""
-    results = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """What write_runs wrote, results and sampled; both are empty where there is no such file."""
+    results, sampled = {}, {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         run = json.loads(line)
+        sampled[run["name"], run["seed"]] = run["completions"]
         verdicts = [[100 * int(mark) for mark in run[field]] for field in ("passed", "passed_truncated")]
         results.setdefault(run["name"], {})[run["seed"]] = np.array([*verdicts, run["gen_len"]])
-    return results
+    return results, sampled
 
 
 if __name__ == "__main__":
@@ -426,7 +464,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     args.table = args.table or ROOT / f"results/tiny/seeds{suffix(args.test)}.md"
     if args.redraw:
-        draw(read_runs(args.table.with_suffix(".jsonl")), args.table.with_suffix(".png"))
+        draw(read_runs(args.table.with_suffix(".jsonl"))[0], args.table.with_suffix(".png"))
         raise SystemExit
     out = Path(args.out).resolve()
     seeds = range(1, args.seeds + 1)
@@ -437,11 +475,15 @@ if __name__ == "__main__":
     folder = out / f"results{suffix(args.test)}"
     if not (folder / "base_per_task.jsonl").is_file():
         raise SystemExit(f"Nothing is finished in {folder}: run without --summary_only.")
+    kept, sampled = read_runs(args.table.with_suffix(".jsonl"))
     results = read_results(folder)
+    sampled |= {(name, seed): num_sampled(name, seed, out) for name in results for seed in results[name]}
+    names = [name for name in ["base", *configurations()] if name in kept or name in results]
+    results = {name: kept.get(name, {}) | results.get(name, {}) for name in names}
     args.table.parent.mkdir(parents=True, exist_ok=True)
-    args.table.write_text(summary(results, out / "checkpoints", args.test), encoding="utf-8")
+    args.table.write_text(summary(results, sampled, args.test), encoding="utf-8")
     draw(results, args.table.with_suffix(".png"))
-    write_runs(results, args.table.with_suffix(".jsonl"))
+    write_runs(results, sampled, args.table.with_suffix(".jsonl"))
     folders = [path for name in CURVES.split() for path in sorted(out.glob(f"checkpoints/{name}_seed*"))]
     if folders:  # not only the results were copied here
         pictures = ["--results_dir", str(args.table.parent.resolve())]

@@ -21,7 +21,7 @@ import tiny_seeds
 TASKS = 40
 
 
-def evaluated(out, exp_name, passed, truncated=None, gen_len=30, seconds=()):
+def evaluated(out, exp_name, passed, truncated=None, gen_len=30):
     """Write one evaluation: the first `passed` tasks pass, the first `truncated` after truncation."""
     (out / "results").mkdir(parents=True, exist_ok=True)
     truncated = passed if truncated is None else truncated
@@ -31,10 +31,12 @@ def evaluated(out, exp_name, passed, truncated=None, gen_len=30, seconds=()):
     ]
     text = "".join(json.dumps(task) + "\n" for task in tasks[:: 1 if "rl" in exp_name else -1])
     (out / "results" / f"{exp_name}_per_task.jsonl").write_text(text)
-    if seconds:
-        folder = out / "checkpoints" / exp_name
-        folder.mkdir(parents=True)
-        (folder / "rl_train_log.jsonl").write_text("".join(f'{{"seconds": {time}}}\n' for time in seconds))
+
+
+def read(folder):
+    """(results, sampled) of a folder: in these tests, 100 completions times the seed."""
+    results = tiny_seeds.read_results(folder / "results")
+    return results, {(name, seed): 100 * seed for name, runs in results.items() for seed in runs}
 
 
 @pytest.fixture
@@ -44,8 +46,7 @@ def finished(tmp_path):
     for seed, passed in (1, 18), (2, 20), (3, 22):
         evaluated(tmp_path, f"sft_seed{seed}", passed, gen_len=38)
     for seed, passed in (1, 32), (2, 36), (3, 34):
-        times = (5, 60 * seed)
-        evaluated(tmp_path, f"rl_none_alpha0_seed{seed}", passed, gen_len=20 + seed, seconds=times)
+        evaluated(tmp_path, f"rl_none_alpha0_seed{seed}", passed, gen_len=20 + seed)
     evaluated(tmp_path, "rl_none_alpha0.01_seed2", 35)
     evaluated(tmp_path, "rl_none_alpha0.01_seed3", 35)
     evaluated(tmp_path, "ppo_token_all_alpha0.01_4_seed2", 30)
@@ -78,8 +79,8 @@ def test_half_interval(values, half):
 
 
 def test_scores(finished):
-    """rl: 80, 90 and 85 % of 40 tasks, sd 5; the time is that of the last line of each log."""
-    results = tiny_seeds.read_results(finished / "results")
+    """rl: 80, 90 and 85 % of 40 tasks, sd 5; and 100, 200 and 300 completions."""
+    results, sampled = read(finished)
     assert list(results) == [
         "base",
         "sft",
@@ -87,28 +88,41 @@ def test_scores(finished):
         "rl_none_alpha0.01",
         "ppo_token_all_alpha0.01_4",
     ]
-    table = rows(tiny_seeds.summary(results, finished / "checkpoints"))
-    assert table["base"] == ["10.0", "40.0", "80.0", "-", "1"]
-    assert table["rl_none_alpha0"] == ["85.0 ± 12.4", "85.0 ± 12.4", "22.0", "120 s", "3"]
-    assert table["rl_none_alpha0.01"] == ["87.5 ± 0.0", "87.5 ± 0.0", "30.0", "-", "2"]
-    assert table["ppo_token_all_alpha0.01_4"] == ["75.0", "75.0", "30.0", "-", "1"]
+    table = rows(tiny_seeds.summary(results, sampled))
+    assert table["base"] == ["10.0", "40.0", "80.0", "0", "1"]
+    assert table["rl_none_alpha0"] == ["85.0 ± 12.4", "85.0 ± 12.4", "22.0", "200", "3"]
+    assert table["rl_none_alpha0.01"] == ["87.5 ± 0.0", "87.5 ± 0.0", "30.0", "250", "2"]
+    assert table["ppo_token_all_alpha0.01_4"] == ["75.0", "75.0", "30.0", "200", "1"]
 
 
 def test_sampled_completions(tmp_path):
-    """Of the logs that count them: 32 + 64 and 32 + 32, in the mean 80."""
-    for seed, sampled in (1, 64), (2, 32):
-        name = f"grpo_dapo_rounds3_15_seed{seed}"
-        evaluated(tmp_path, name, 30)
-        (tmp_path / f"checkpoints/{name}").mkdir(parents=True)
-        lines = [{"num_completions": 32, "seconds": 4}, {"num_completions": sampled, "seconds": 10}]
-        log = tmp_path / f"checkpoints/{name}/grpo_train_log.jsonl"
+    """What GRPO counts itself; one per task in REINFORCE and PPO; candidates of DPO, and of its start."""
+    logs = {
+        "sft": ("sft", [{"loss": 1}]),
+        "rl_none_alpha0": ("rl", [{"batch_size": 8}, {"batch_size": 8}]),
+        "ppo_token_all_alpha0.01_4": ("ppo", [{"batch_size": 4}]),
+        "grpo_dapo_rounds3_15": (
+            "grpo",
+            [{"num_completions": 32, "batch_size": 4}, {"num_completions": 64, "batch_size": 4}],
+        ),
+        "dpo_once": ("dpo", [{"batch_size": 16}]),
+        "dpo_twice": ("dpo", [{"batch_size": 16}]),
+    }
+    for name, (method, lines) in logs.items():
+        log = tmp_path / f"checkpoints/{name}_seed1/{method}_train_log.jsonl"
+        log.parent.mkdir(parents=True)
         log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "candidates").mkdir()
+    for name, count in ("dpo_once", 5), ("dpo_twice", 7):
+        (tmp_path / f"candidates/{name}_seed1_per_task.jsonl").write_text("{}\n" * count)
+    found = [tiny_seeds.num_sampled(name, 1, tmp_path) for name in logs]
+    assert found == [0, 16, 4, 96, 5, 12]
+
+
+def test_variables_of_the_commands(tmp_path):
     evaluated(tmp_path, "base", 4)
     evaluated(tmp_path, "dpo_once_seed1", 4)
-    text = tiny_seeds.summary(tiny_seeds.read_results(tmp_path / "results"), tmp_path / "checkpoints")
-    table = rows(text)
-    assert table["grpo_dapo_rounds3_15"][3] == "80 completions, 10 s"
-    assert "samples 3,200 completions" in text
+    text = tiny_seeds.summary(*read(tmp_path))
     names = set(re.findall(r"\$\{?(\w+)", text.partition("## Commands")[2]))
     assert names == {"out", "seed", "name"}  # the variables that a shell sees
 
@@ -121,6 +135,9 @@ def test_labels():
         "GRPO, dapo, 60 updates",
         "GRPO, grpo, 15 updates",
         "actor-critic, lam 0.95",
+        "GRPO, dapo, 15 updates of 4 epochs",
+        "GRPO, dapo, 15 updates, pass_rate",
+        "PPO, alpha 0.01, batch of 8, structured",
         "DPO",
         "DPO, twice",
     } < labels
@@ -136,22 +153,33 @@ def test_tasks_in_another_order(tmp_path):
 
 def test_comparisons(finished):
     """Only over seeds that both have: 35 - (36 + 34) / 2 = 0 tasks, not 35 - 34 = +2.5 points."""
-    results = tiny_seeds.read_results(finished / "results")
-    text = tiny_seeds.summary(results, finished / "checkpoints")
+    text = tiny_seeds.summary(*read(finished))
     table = rows(text)
     points, _, *others = table["rl_none_alpha0 - sft"]  # by 14, 16 and 12 of 40 tasks: sd 5 points
-    assert [points, *others] == ["+35.0", "± 12.4", "3", "real"]
+    assert [points, *others] == ["+35.0", "± 12.4", "+0.0", "+35.0", "3", "real"]
     points, _, *others = table["rl_none_alpha0.01 - rl_none_alpha0"]
-    assert [points, *others] == ["+0.0", "± 31.8", "2", "not distinguishable"]
-    assert table["ppo_token_all_alpha0.01_4 - sft"][2:] == ["-", "1", "one seed only"]
+    assert [points, *others] == ["+0.0", "± 31.8", "+0.0", "+0.0", "2", "not distinguishable"]
+    assert table["ppo_token_all_alpha0.01_4 - sft"][2:] == ["-", "+0.0", "+25.0", "1", "one seed only"]
     assert table["ppo_token_all_alpha0.01_4 - rl_none_alpha0"][0] == "-15.0"  # the best of each
     assert "Of 5 comparisons" in text
     assert text.count("**mean of these") == 0  # their seeds differ
 
 
+def test_stopping_and_solving(tmp_path):
+    """Raw 4 to 30 of 40 tasks, cut 16 to 30: 65 points, of which 35 where cut. And the reverse."""
+    evaluated(tmp_path, "base", 4)
+    evaluated(tmp_path, "sft_seed1", 4, truncated=16)
+    evaluated(tmp_path, "rl_none_alpha0_seed1", 30)
+    evaluated(tmp_path, "rl_batch_alpha0_seed1", 30, truncated=32)
+    table = rows(tiny_seeds.summary(*read(tmp_path)))
+    assert table["rl_none_alpha0 - sft"][3:5] == ["+30.0", "+35.0"]
+    assert table["rl_batch_alpha0 - sft"][3:5] == ["+25.0", "+40.0"]
+    assert table["rl_batch_alpha0 - rl_none_alpha0"][3:5] == ["-5.0", "+5.0"]
+
+
 def test_best_has_the_most_seeds(finished):
     """rl_none_alpha0.01 is higher, but on two seeds only."""
-    results = tiny_seeds.read_results(finished / "results")
+    results, _ = read(finished)
     assert tiny_seeds.best(results, "rl", "ppo") == "rl_none_alpha0"
     assert tiny_seeds.best(results, "dpo") is None
 
@@ -171,16 +199,17 @@ def test_difference_takes_in_the_seeds():
     gains = np.repeat([[100], [100], [0], [0]], 50, axis=1)  # (seeds, tasks)
     mean, low, high = tiny_seeds.difference(gains)
     assert (mean, low, high) == (50, 0, 100)  # none of 4: probability 1/16, more than 2.5 %
-    row = tiny_seeds.comparison_row("one - two", gains)
-    assert row == ["one - two", "+50.0", "[+0.0, +100.0]", "± 91.9", "4", "not distinguishable"]
+    row = tiny_seeds.comparison_row("one - two", gains, gains / 2)
+    assert row[:4] == ["one - two", "+50.0", "[+0.0, +100.0]", "± 91.9"]
+    assert row[4:] == ["+25.0", "+25.0", "4", "not distinguishable"]
 
 
 def test_few_seeds_must_agree():
     """Gains of 12, 4 and 1 points: all above 0, so every resample is, but the t-interval is not."""
     gains = 100 * (np.arange(100) < [[12], [4], [1]])
-    _, points, interval, alone, *others = tiny_seeds.comparison_row("one - two", gains)
+    _, points, interval, alone, *others = tiny_seeds.comparison_row("one - two", gains, gains)
     assert points == "+5.7" and interval.startswith("[+") and alone == "± 14.1"
-    assert others == ["3", "not distinguishable"]
+    assert others[2:] == ["3", "not distinguishable"]
 
 
 def test_difference_takes_in_the_tasks():
@@ -212,17 +241,24 @@ def test_mean_over_pairs():
     *single, mean = tiny_seeds.comparison_rows(results, [("a", "b"), ("c", "d")])
     assert [row[1] for row in single] == ["+20.0", "+10.0"]
     assert mean[:2] == ["**mean of these 2**", "+15.0"]
-    assert mean[3:] == ["± 24.8", "3", "not distinguishable"]  # of seeds with 5, 15 and 25: sd 10
+    assert mean[3:] == [
+        "± 24.8",
+        "+0.0",
+        "+15.0",
+        "3",
+        "not distinguishable",
+    ]  # of seeds with 5, 15 and 25: sd 10
     assert len(tiny_seeds.comparison_rows(results, [("a", "b")])) == 1
 
 
 def test_pairs():
-    """32 against SFT, 3 baselines, 4 penalties, 6 batch sizes, 4 ratios, 4 penalised; a critic or none, and
-    3 of its settings; GRPO: 2 and 2 losses, 3 times several rounds, once more updates; 1 of DPO twice, 3 of
-    the best: 69."""
+    """38 against SFT, 3 baselines, 4 penalties, 6 batch sizes, 4 ratios, 4 penalised; a critic or none, and
+    3 of its settings; GRPO: 2 and 2 losses, 3 times several rounds, once more epochs, once more updates;
+    6 rewards; DPO twice; 3 bests: 82."""
     runs = {1: np.zeros((3, 4))}
     asked = tiny_seeds.comparisons(dict.fromkeys(["base", *tiny_seeds.configurations()], runs))
-    assert [len(pairs) for pairs in asked.values()] == [32, 3, 4, 6, 4, 4, 1, 1, 1, 1, 2, 2, 3, 1, 1, 1, 1, 1]
+    counts = [38, 3, 4, 6, 4, 4, 1, 1, 1, 1, 2, 2, 3, 1, 1, 6, 1, 1, 1, 1]
+    assert [len(pairs) for pairs in asked.values()] == counts
     assert [pairs[-1] for pairs in asked.values()][:-3] == [
         ("dpo_twice", "sft"),
         ("rl_batch_alpha0.03", "rl_none_alpha0.03"),
@@ -237,12 +273,14 @@ def test_pairs():
         ("grpo_grpo_rounds3_15", "grpo_dapo_rounds3_15"),
         ("grpo_dr_grpo_rounds3_15", "grpo_dapo_rounds3_15"),
         ("grpo_dr_grpo_rounds3_15", "grpo_dr_grpo_rounds1_15"),
+        ("grpo_dapo_rounds1_15x4", "grpo_dapo_rounds1_15"),
         ("grpo_dapo_rounds1_60", "grpo_dapo_rounds1_15"),
+        ("grpo_dapo_rounds1_15_reward_structured", "grpo_dapo_rounds1_15"),
         ("dpo_twice", "dpo_once"),
     ]
     bests = [pairs[0] for pairs in list(asked.values())[-2:]]
     assert [(one.split("_")[0], two.split("_")[0]) for one, two in bests] == [("grpo", "rl"), ("dpo", "rl")]
-    assert bests[0][0].endswith("_rounds1_15")  # 480 completions, as the others
+    assert "_rounds1_15" in bests[0][0]  # 480 completions, as the others
 
 
 def flag(command, name):
@@ -319,8 +357,10 @@ def test_runs_wait_for_their_start(tmp_path, monkeypatch):
 def test_command_line(finished):
     for seed in 2, 3:
         folder = finished / f"checkpoints/rl_none_alpha0.01_seed{seed}"
-        folder.mkdir()
-        (folder / "rl_train_log.jsonl").write_text('{"seconds": 1, "base_reward": 0.5}\n' * 3)
+        folder.mkdir(parents=True)
+        (folder / "rl_train_log.jsonl").write_text(
+            '{"seconds": 1, "base_reward": 0.5, "batch_size": 8}\n' * 3
+        )
     command = ["benchmarks/tiny_seeds.py", "--summary_only", "--out", finished]
     done = run_script(*command, "--table", finished / "new/t.md")
     assert done.returncode == 0, done.stderr
@@ -338,14 +378,12 @@ def test_command_line(finished):
         assert (pixels[..., :3].min(axis=-1) < 0.9).mean() > 0.01, "nearly blank"
     done = run_script(*command, "--test", "data/mini_hard_test.jsonl")
     assert done.returncode != 0 and done.stderr.startswith("Nothing is finished in ")
-    text = tiny_seeds.summary(
-        tiny_seeds.read_results(finished / "results"), finished, "data/mini_hard_test.jsonl"
-    )
+    text = tiny_seeds.summary(*read(finished), "data/mini_hard_test.jsonl")
     assert "tasks of `data/mini_hard_test.jsonl`" in text and "mini_test.jsonl" not in text
     assert "--results_dir $out/results_mini_hard_test --data_path data/mini_hard_test.jsonl" in text
-    assert_equal(
-        tiny_seeds.read_runs(finished / "new/t.jsonl"), tiny_seeds.read_results(finished / "results")
-    )
+    results, sampled = tiny_seeds.read_runs(finished / "new/t.jsonl")
+    assert_equal(results, read(finished)[0])
+    assert sampled["rl_none_alpha0.01", 2] == 24 and sampled["sft", 1] == 0
     (finished / "results/base_per_task.jsonl").unlink()
     done = run_script(*command)
     assert done.returncode != 0 and done.stderr.startswith("Nothing is finished")
@@ -358,17 +396,27 @@ def assert_equal(some, others):
         assert all(np.array_equal(runs[seed], others[name][seed]) for seed in runs)
 
 
-def test_committed_table_follows_from_its_runs(tmp_path):
-    """All of results/tiny/seeds.md but the times, which no other file holds."""
+def test_runs_of_the_table_stay(finished):
+    """Those whose files are gone, as of the committed table; a run that was repeated replaces its own."""
+    command = ["benchmarks/tiny_seeds.py", "--summary_only", "--out", finished, "--table", finished / "t.md"]
+    assert run_script(*command).returncode == 0
+    text = (finished / "t.md").read_text()
+    for path in (finished / "results").glob("rl_none_alpha0_*"):
+        path.unlink()
+    assert run_script(*command).returncode == 0
+    assert (finished / "t.md").read_text() == text
+    evaluated(finished, "rl_none_alpha0_seed3", 40)
+    assert run_script(*command).returncode == 0
+    assert rows((finished / "t.md").read_text())["rl_none_alpha0"][0].startswith(
+        "90.0 "
+    )  # 32, 36 and 40 of 40
 
-    def without_times(text):
-        lines = text.splitlines()
-        return [[cell for cell in line.split("|") if not cell.endswith(" s ")] for line in lines]
 
-    results = tiny_seeds.read_runs(ROOT / "results/tiny/seeds.jsonl")
-    text = tiny_seeds.summary(results, tmp_path)
-    committed = (ROOT / "results/tiny/seeds.md").read_text()
-    assert without_times(committed) == without_times(text.replace("| - | 5 |", "| 0 s | 5 |"))
+@pytest.mark.parametrize("name, test", [("seeds", "mini_test"), ("seeds_mini_hard_test", "mini_hard_test")])
+def test_committed_table_follows_from_its_runs(name, test):
+    runs = tiny_seeds.read_runs(ROOT / f"results/tiny/{name}.jsonl")
+    text = tiny_seeds.summary(*runs, f"data/{test}.jsonl")
+    assert (ROOT / f"results/tiny/{name}.md").read_text() == text
 
 
 def test_redraw_touches_the_picture_alone(tmp_path):
@@ -381,7 +429,7 @@ def test_redraw_touches_the_picture_alone(tmp_path):
 def test_picture(finished, monkeypatch):
     """Means on the left; on the right the seeds, enlarged on those of RL."""
     monkeypatch.setattr(plt, "close", lambda figure: None)
-    tiny_seeds.draw(tiny_seeds.read_results(finished / "results"), finished / "seeds.png")
+    tiny_seeds.draw(read(finished)[0], finished / "seeds.png")
     whole, zoom = plt.gcf().axes
     names = [label.get_text() for label in whole.get_yticklabels()]
     assert names[:3] == ["base", "SFT", "REINFORCE, alpha 0"]
