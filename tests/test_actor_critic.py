@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from conftest import ROOT, run_script
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_models import PROMPTS, USED, build
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, PreTrainedModel
 
 import sandbox
 import train_actor_critic_lora as ac
@@ -344,8 +345,12 @@ def moved(one, other):
     return any(not torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def test_the_first_update_is_one_without_a_critic(train):
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_first_update_is_one_without_a_critic(train, packed, monkeypatch):
     """V is 0, so it explains nothing; the policy is SFT; all ratios are 1, with dropout they would not be."""
+    if packed:  # in 4 bit, as on a GPU
+        monkeypatch.setattr(PreTrainedModel, "dequantize", lambda model: model)
+        monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)  # it has no gradients
     done, log, _ = train("--ppo_epochs", 2, "--kl_coef", 0.5)
     first, second = log
     assert first["value_mean"] == 0 and first["explained_variance"] == 0 and first["kl_to_sft"] == 0
@@ -359,7 +364,9 @@ def test_the_first_update_is_one_without_a_critic(train):
         assert row["advantage_mean"] == pytest.approx(mean, abs=1e-6)
     assert second["value_mean"] != 0 != second["kl_to_sft"]
     assert second["explained_variance"] is not None
-    dropouts = [m for m in done.variables["model"].modules() if type(m).__name__ == "Dropout"]
+    modules = [*done.variables["model"].modules()]
+    assert packed == any(isinstance(module, Linear4bit) for module in modules)
+    dropouts = [module for module in modules if type(module).__name__ == "Dropout"]
     assert dropouts and all(dropout.p == 0.05 and not dropout.training for dropout in dropouts)
 
 
