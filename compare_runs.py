@@ -46,7 +46,8 @@ OPTIONAL = {
     **dict.fromkeys(("pass_at_1_truncated", "avg_gen_len", *SHARES), float),
 }
 LEVEL_TASKS = 30  # a level of fewer is not tested: to differ significantly, one in five would have to change
-LOGS = {"SFT": "sft", "REINFORCE": "rl", "PPO": "ppo", "GRPO": "grpo", "DPO": "dpo"}  # ..._train_log.jsonl
+LOGS = {method: method.lower().replace("-", "_") for method in [*METHODS][1:]}  # ..._train_log.jsonl
+LOGS["REINFORCE"] = "rl"
 
 
 # ---- reading ----

@@ -28,7 +28,8 @@ plt.rcParams.update({"savefig.dpi": 150, "savefig.bbox": "tight", "figure.constr
 plt.rcParams.update({"axes.grid": True, "axes.axisbelow": True, "grid.color": "0.9", "legend.frameon": False})
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 9})
 
-METHODS = {"base": "0.5", "SFT": "C2", "REINFORCE": "C1", "PPO": "C0", "GRPO": "C9", "DPO": "C6"}  # and order
+METHODS = {"base": "0.5", "SFT": "C2", "REINFORCE": "C1", "PPO": "C0"}  # colour; in this order
+METHODS |= {"ACTOR-CRITIC": "C4", "GRPO": "C9", "DPO": "C6"}
 PANELS: dict[str, tuple] = {  # label in the learning curves: factor, the names of its field in the logs
     "pass rate (%)": (100, "avg_base_reward", "base_reward"),
     "dev pass@1 (%)": (100, "dev_pass_at_1"),  # greedy, with --dev_path
@@ -37,6 +38,8 @@ PANELS: dict[str, tuple] = {  # label in the learning curves: factor, the names 
     "clipped (%)": (100, "clip_frac"),
     "tasks with a passing sample (%)": (100, "any_passed"),
     "tasks whose samples are rewarded alike (%)": (100, "flat"),  # from these GRPO learns nothing
+    "critic: loss": (1, "value_loss"),
+    "critic: explained variance (%)": (100, "explained_variance"),  # below 0: worse than a constant
     "DPO: pairs in the right order (%)": (100, "accuracy"),
     "DPO: margin": (1, "margin"),
     "DPO: log-prob of chosen since SFT (per token)": (1, "change_chosen"),  # may fall, too
@@ -182,7 +185,7 @@ def plot_learning_curves(runs, logs, path):
     curves = [learning_curves(log) for log in logs]
     panels = [panel for panel in PANELS if any(panel in curve for curve in curves)]
     if not panels:
-        print(f"No training log of REINFORCE, PPO, GRPO or DPO found: {path} not drawn.")
+        print(f"No training log of RL or DPO found: {path} not drawn.")
         return None
     groups = {}  # name: the curves of its seeds
     for run, curve in zip(runs, curves):

@@ -14,8 +14,9 @@ program passes; without advantages PPO and GRPO would skip their updates, so eve
 passed, after the sandbox has run it. Comment lines make every fourth prompt nearly as long as --max_length
 allows.
 
-sft, rl, ppo, grpo: the real scripts at their default settings. The first update warms up and is left out of
-the times, not of the peak memory: what torch has reserved (about 0.5 GB of CUDA context come on top).
+sft, rl, ppo, actor_critic, grpo: the real scripts at their default settings. The first update warms up and is
+left out of the times, not of the peak memory: what torch has reserved (about 0.5 GB of CUDA context come on
+top).
 rollout4, rollout8: tokens per second, batch 4 and 8, of our generate() and of transformers' model.generate().
 """
 
@@ -97,13 +98,13 @@ def pass_every_second():
 
 
 def reinforcement(name, count, folder, tiny):
-    """Seconds per update of train_rl_lora.py, train_ppo_lora.py or train_grpo_lora.py."""
+    """Seconds per update of a script of RL, for instance train_ppo_lora.py."""
     import sandbox
 
     sandbox.start_scoring = pass_every_second()  # the preflight does not use it
     flags = {"sft_model": f"{folder}/adapter", "train_path": f"{folder}/rl.jsonl", count: UPDATES}
     flags |= {"output_dir": f"{folder}/{name}"} | ({"max_new_tokens": 16} if tiny else {})
-    epochs = {"rl": None, "ppo": 4, "grpo": 1}[name]  # the defaults
+    epochs = {"rl": None, "ppo": 4, "actor_critic": 4, "grpo": 1}[name]  # the defaults
     _, rows = run_script(f"train_{name}_lora.py", flags)
     if min(row["grad_norm"] for row in rows) == 0 or {row.get("epochs") for row in rows} != {epochs}:
         raise RuntimeError(f"not the updates that were to be measured: {rows}")
@@ -148,6 +149,7 @@ PARTS: dict = {
     "sft": sft,
     "rl": partial(reinforcement, "rl", "num_steps"),
     "ppo": partial(reinforcement, "ppo", "num_updates"),
+    "actor_critic": partial(reinforcement, "actor_critic", "num_updates"),
     "grpo": partial(reinforcement, "grpo", "num_updates"),
     "rollout4": partial(rollout, 4),
     "rollout8": partial(rollout, 8),
@@ -156,7 +158,7 @@ PARTS: dict = {
 
 def line(name, record):
     """What a part measured, for people."""
-    text = f"{name:9}"
+    text = f"{name:12}"
     if "reserved_gb" in record:
         verdict = "OK" if record["reserved_gb"] < LIMIT else "TOO MUCH"
         text += f"  {record['reserved_gb']:.2f} GB reserved, {record['allocated_gb']:.2f} used: {verdict}"

@@ -34,6 +34,8 @@ SFT = ["train_sft_lora.py", "--model_name", "data/tiny_coder", "--train_path", "
 SFT += ["--learning_rate", "3.5e-4"]
 RL = ["train_rl_lora.py", *DATA, "--num_steps", "60", "--batch_size", "8", "--learning_rate", "5e-4"]
 PPO = ["train_ppo_lora.py", *DATA, "--num_updates", "60", "--learning_rate", "2e-4"]
+AC = ["train_actor_critic_lora.py", *DATA, "--batch_size", "8", "--learning_rate", "2e-4"]
+AC += ["--critic_learning_rate", "2e-4"]
 GRPO = [
     "train_grpo_lora.py",
     *DATA,
@@ -54,6 +56,10 @@ QUESTIONS = {  # (part of a name, what stands there in the name of the run to co
     "PPO: 8 completions per update, or 4?": [("_8", "_4")],
     "PPO: one ratio per sequence, or per token?": [("sequence", "token")],
     "PPO: length penalty on passing programs only, or on all?": [("passed", "all")],
+    "A critic, or PPO with one ratio per token?": [("ac_lam1_warmup0_epochs1", "ppo_token_all_alpha0.01_8")],
+    "Actor-critic: lam 0.95, or 1?": [("lam0.95", "lam1")],
+    "Actor-critic: 40 more updates of the critic alone at first, or none?": [("warmup40", "warmup0")],
+    "Actor-critic: 4 epochs of the critic, or 1?": [("epochs4", "epochs1")],
     "GRPO: each completion the same weight, or each token (dapo)?": [("grpo_grpo", "grpo_dapo")],
     "GRPO: neither standard deviation nor lengths (dr_grpo), or dapo?": [("dr_grpo", "dapo")],
     "GRPO: other tasks for flat groups, at most 3 times?": [("rounds3", "rounds1")],
@@ -71,11 +77,15 @@ LABELS = {  # what the table calls a method: what the picture and the README cal
     "ppo_sequence_all": "PPO",
     "ppo_token_all": "PPO, ratio per token",
     "ppo_token_passed": "PPO, ratio per token, charged if passed",
+    "ac_lam1_warmup0_epochs1": "actor-critic",
+    "ac_lam0.95_warmup0_epochs1": "actor-critic, lam 0.95",
+    "ac_lam1_warmup40_epochs1": "actor-critic, critic alone for 40 updates",
+    "ac_lam1_warmup0_epochs4": "actor-critic, 4 epochs of the critic",
     "dpo_once": "DPO",
     "dpo_twice": "DPO, twice",
 }
 COLORS = {"base": "0.5", "sft": "tab:green", "rl": "tab:orange", "ppo": "tab:blue"}
-COLORS |= {"grpo": "tab:purple", "dpo": "tab:red"}
+COLORS |= {"ac": "tab:cyan", "grpo": "tab:purple", "dpo": "tab:red"}
 # 97.5 % quantile of Student's t for 1, 2, ... 9 degrees of freedom; for more the last one, on the safe side.
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -94,6 +104,14 @@ def configurations():
                 flags = ["--ratio_level", ratio, "--length_penalty_on", penalty, "--batch_size", batch]
                 name = f"ppo_{ratio}_{penalty}_alpha{alpha}_{batch}"
                 commands[name] = [*PPO, *flags, "--length_penalty_alpha", alpha]
+    for lam, warmup, epochs in ("1", 0, "1"), ("0.95", 0, "1"), ("1", 40, "1"), ("1", 0, "4"):
+        flags = ["--lam", lam, "--critic_warmup", str(warmup), "--critic_epochs", epochs]
+        commands[f"ac_lam{lam}_warmup{warmup}_epochs{epochs}"] = [
+            *AC,
+            *flags,
+            "--num_updates",
+            str(60 + warmup),
+        ]
     for loss in "dapo", "grpo", "dr_grpo":
         scale = "none" if loss == "dr_grpo" else "group"
         for rounds in "1", "3":
@@ -103,7 +121,7 @@ def configurations():
     dapo = commands["grpo_dapo_rounds1_15"]
     commands["grpo_dapo_rounds1_15x4"] = [*dapo, "--grpo_epochs", "4"]
     commands["grpo_dapo_rounds1_60"] = [*dapo[:-1], "60"]
-    for name in "ppo_sequence_all_alpha0.01_8", "grpo_dapo_rounds1_15":
+    for name in "ppo_sequence_all_alpha0.01_8", "ac_lam1_warmup0_epochs1", "grpo_dapo_rounds1_15":
         for reward in "pass_rate", "structured":
             commands[f"{name}_reward_{reward}"] = [*commands[name], "--reward", reward]
     return commands | {"dpo_once": DPO, "dpo_twice": DPO}
@@ -202,7 +220,7 @@ def num_sampled(name, seed, out):
     total = 0
     for log in Path(out, "checkpoints", f"{name}_seed{seed}").glob("*_train_log.jsonl"):
         rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        if name.startswith(("rl", "ppo", "grpo")):
+        if name.startswith(("rl", "ppo", "ac", "grpo")):
             total = sum(row.get("num_completions", row["batch_size"]) for row in rows)
         if name.startswith("dpo"):  # before it trained
             candidates = Path(out, "candidates", f"{name}_seed{seed}_per_task.jsonl")
@@ -438,7 +456,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("--table", type=Path, help="file to write, otherwise results/tiny/seeds*.md")
     parser.add_argument("--test", default=TEST, help="task file to evaluate on")
-    parser.add_argument("--methods", nargs="+", default=["rl", "ppo", "grpo", "dpo"], help="run after SFT")
+    parser.add_argument(
+        "--methods", nargs="+", default=["rl", "ppo", "ac", "grpo", "dpo"], help="run after SFT"
+    )
     parser.add_argument("--summary_only", action="store_true", help="run nothing")
     parser.add_argument("--redraw", action="store_true", help="only draw the picture again, from the .jsonl")
     args = parser.parse_args()

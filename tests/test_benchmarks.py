@@ -61,8 +61,8 @@ def test_all_parts_of_the_gpu_benchmark(folder, monkeypatch):
     """Two updates of each script, each with a gradient; rollouts of full length."""
     monkeypatch.setattr(gpu, "UPDATES", 2)
     records = {name: part(folder=folder, tiny=True) for name, part in gpu.PARTS.items()}
-    assert all(len(records[name]["seconds"]) == 1 for name in ("sft", "rl", "ppo", "grpo"))
-    assert all(0 < min(records[name]["grad_norm"]) for name in ("rl", "ppo", "grpo"))
+    assert all(len(records[name]["seconds"]) == 1 for name in gpu.PARTS if "rollout" not in name)
+    assert all(0 < min(records[name]["grad_norm"]) for name in ("rl", "ppo", "actor_critic", "grpo"))
     assert {*records["rollout4"]["tokens_per_s"]} == {"ours", "transformers"}
     outcomes = [
         json.loads(line)["outcome"] for line in (folder / "ppo/samples.jsonl").read_text().split("\n")[:-1]

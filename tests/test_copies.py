@@ -12,6 +12,7 @@ SCRIPTS = [
     "train_rl_lora.py",
     "train_ppo_lora.py",
     "train_grpo_lora.py",
+    "train_actor_critic_lora.py",
     "train_dpo_lora.py",
     "eval_humaneval.py",
 ]

@@ -20,6 +20,7 @@ SCRIPT_OF = {
     "sft": "train_sft_lora.py",
     "reinforce": "train_rl_lora.py",
     "ppo": "train_ppo_lora.py",
+    "actor_critic": "train_actor_critic_lora.py",
     "grpo": "train_grpo_lora.py",
     "dpo": "train_dpo_lora.py",
 }

@@ -243,19 +243,22 @@ def test_broken_manifest(tmp_path, text):
 # ---- curves of GRPO and DPO ----
 
 
-def test_curves_of_grpo_and_dpo(tmp_path, figures):
-    """GRPO's x are completions, DPO's steps; a log-prob that falls below 0 is in its panel."""
+def test_curves_of_grpo_dpo_and_actor_critic(tmp_path, figures):
+    """GRPO's x are completions, DPO's steps; what falls below 0 is in its panel; null is left out."""
     grpo = {"batch_size": 4, "num_completions": 32, "avg_base_reward": 0.5, "any_passed": 0.75, "flat": 0.25}
     dpo = {"loss": 0.5, "accuracy": 0.875, "margin": 1.5, "change_chosen": -0.1, "change_rejected": -2.0}
     runs, logs = [], []
-    for name, row in ("grpo", grpo), ("dpo", dpo):
+    critic = {"batch_size": 8, "value_loss": 0.5, "explained_variance": -0.25}
+    for name, row in ("grpo", grpo), ("dpo", dpo), ("actor_critic", critic):
         folder = tmp_path / f"my_{name}"
         folder.mkdir()
-        (folder / f"{name}_train_log.jsonl").write_text(2 * (json.dumps(row | {"seconds": 9}) + "\n"))
+        with open(folder / f"{name}_train_log.jsonl", "w") as file:
+            for part in row, row, {"batch_size": 8, "explained_variance": None} if row is critic else {}:
+                file.write(json.dumps(part | {"seconds": 9}) + "\n")
         runs.append(compare_runs.training_run(folder))
         logs.append(compare_runs.read_log(runs[-1]))
-    assert [run["method"] for run in runs] == ["GRPO", "DPO"]
-    assert {"GRPO", "DPO"} <= report.METHODS.keys()
+    assert [run["method"] for run in runs] == ["GRPO", "DPO", "ACTOR-CRITIC"]
+    assert {"GRPO", "DPO", "ACTOR-CRITIC"} <= report.METHODS.keys()
     report.plot_learning_curves(runs, logs, "unused.png")
     drawn = {}
     for axes in figures[0].axes:
@@ -268,6 +271,8 @@ def test_curves_of_grpo_and_dpo(tmp_path, figures):
         "pass rate (%)": (*sampled, [50] * 2),
         "tasks with a passing sample (%)": (*sampled, [75] * 2),
         "tasks whose samples are rewarded alike (%)": (*sampled, [25] * 2),
+        "critic: loss": ("sampled completions", [8, 16], [0.5] * 2),
+        "critic: explained variance (%)": ("sampled completions", [8, 16], [-25] * 2),
         "DPO: pairs in the right order (%)": (*steps, [87.5] * 2),
         "DPO: margin": (*steps, [1.5] * 2),
         "DPO: log-prob of chosen since SFT (per token)": (*steps, [-0.1] * 2),

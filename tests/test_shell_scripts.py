@@ -1,4 +1,4 @@
-"""profile.sh and the four train_*.sh, with a `python` that only writes down how it was called."""
+"""profile.sh and the five train_*.sh, with a `python` that only writes down how it was called."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ data/prepare_humaneval.py) for SIDE in train test all; do touch data/humaneval_$
 data/prepare_mbpp.py) for SIDE in train test; do touch data/mbpp_$SIDE.jsonl; done ;;
 esac
 """
-SCRIPTS = "PPO", "SFT_RL", "GRPO", "DPO"
+SCRIPTS = "PPO", "SFT_RL", "GRPO", "DPO", "AC"
 MBPP = {"PROFILE": "deepseek", "DATASET": "mbpp"}
 each_script = pytest.mark.parametrize("name", SCRIPTS)
 
@@ -96,7 +96,7 @@ def test_commands_are_understood_and_read_what_is_there(copy, name, values):
         assert len({flags["data_path"] for flags in here}) == 1
     others = [flags["results_dir"] for flags in evaluated if flags["results_dir"] not in compared]
     assert others == ["results/candidates"] * (name == "DPO")
-    assert len(models) == {"PPO": 6, "SFT_RL": 4, "GRPO": 4, "DPO": 4}[name]
+    assert len(models) == {"PPO": 6, "SFT_RL": 4, "GRPO": 4, "DPO": 4, "AC": 4}[name]
 
 
 @each_script
@@ -153,6 +153,16 @@ def test_mbpp_is_also_tested_on_all_of_humaneval(copy):
     all_of_it = {"results/mbpp/humaneval": "data/humaneval_all.jsonl"}
     assert files == {"results/mbpp": "data/mbpp_test.jsonl"} | all_of_it
     assert {flags["exp_name"].partition("_mbpp_")[0] for flags in evaluated} == {"deepseek_1_3b"}
+
+
+def test_what_actor_critic_runs(copy):
+    for values, lams in ({}, [1, 0.95]), ({"LAMS": 0.9}, [0.9]):
+        calls = calls_of(copy, "AC", PROFILE="deepseek", **values)
+        runs = [flags_of(call) for call in calls if "critic" in call[0]]
+        assert [flags["lam"] for flags in runs] == lams
+        for flags in runs:
+            assert (flags["learning_rate"], flags["critic_learning_rate"]) == (5e-6, 5e-5)
+            assert (flags["batch_size"], flags["num_updates"], flags["max_new_tokens"]) == (8, 100, 256)
 
 
 def test_what_grpo_and_dpo_run(copy):

@@ -134,6 +134,7 @@ def test_labels():
         "GRPO, dr_grpo, 15 updates, 3 rounds",
         "GRPO, dapo, 60 updates",
         "GRPO, grpo, 15 updates",
+        "actor-critic, lam 0.95",
         "GRPO, dapo, 15 updates of 4 epochs",
         "GRPO, dapo, 15 updates, pass_rate",
         "PPO, alpha 0.01, batch of 8, structured",
@@ -251,11 +252,13 @@ def test_mean_over_pairs():
 
 
 def test_pairs():
-    """32 against SFT, 3 baselines, 4 penalties, 6 batch sizes, 4 ratios, 4 penalised; GRPO: 2 and 2 losses,
-    3 times several rounds, once more epochs, once more updates; 4 rewards; DPO twice; 3 bests: 70."""
+    """38 against SFT, 3 baselines, 4 penalties, 6 batch sizes, 4 ratios, 4 penalised; a critic or none, and
+    3 of its settings; GRPO: 2 and 2 losses, 3 times several rounds, once more epochs, once more updates;
+    6 rewards; DPO twice; 3 bests: 82."""
     runs = {1: np.zeros((3, 4))}
     asked = tiny_seeds.comparisons(dict.fromkeys(["base", *tiny_seeds.configurations()], runs))
-    assert [len(pairs) for pairs in asked.values()] == [32, 3, 4, 6, 4, 4, 2, 2, 3, 1, 1, 4, 1, 1, 1, 1]
+    counts = [38, 3, 4, 6, 4, 4, 1, 1, 1, 1, 2, 2, 3, 1, 1, 6, 1, 1, 1, 1]
+    assert [len(pairs) for pairs in asked.values()] == counts
     assert [pairs[-1] for pairs in asked.values()][:-3] == [
         ("dpo_twice", "sft"),
         ("rl_batch_alpha0.03", "rl_none_alpha0.03"),
@@ -263,6 +266,10 @@ def test_pairs():
         ("ppo_token_passed_alpha0.03_8", "ppo_token_passed_alpha0.03_4"),
         ("ppo_sequence_all_alpha0.03_8", "ppo_token_all_alpha0.03_8"),
         ("ppo_token_passed_alpha0.03_8", "ppo_token_all_alpha0.03_8"),
+        ("ac_lam1_warmup0_epochs1", "ppo_token_all_alpha0.01_8"),
+        ("ac_lam0.95_warmup0_epochs1", "ac_lam1_warmup0_epochs1"),
+        ("ac_lam1_warmup40_epochs1", "ac_lam1_warmup0_epochs1"),
+        ("ac_lam1_warmup0_epochs4", "ac_lam1_warmup0_epochs1"),
         ("grpo_grpo_rounds3_15", "grpo_dapo_rounds3_15"),
         ("grpo_dr_grpo_rounds3_15", "grpo_dapo_rounds3_15"),
         ("grpo_dr_grpo_rounds3_15", "grpo_dr_grpo_rounds1_15"),
@@ -301,6 +308,16 @@ def test_grpo_samples_as_much_as_the_others():
     assert sampled == {name: 1920 if name.endswith("_60") else 480 for name in grpo}
     ppo = commands["ppo_sequence_all_alpha0.01_8"]
     assert int(flag(ppo, "--num_updates")) * int(flag(ppo, "--batch_size")) == 480
+
+
+def test_actor_critic_differs_from_ppo_by_its_critic_alone():
+    commands = tiny_seeds.configurations()
+    ppo = commands["ppo_token_all_alpha0.01_8"]
+    for name in (name for name in commands if name.startswith("ac_")):
+        for same in "--batch_size", "--learning_rate", "--micro_batch_size", "--max_new_tokens":
+            assert flag(commands[name], same) == flag(ppo, same)
+        updates, warmup = (int(flag(commands[name], of)) for of in ("--num_updates", "--critic_warmup"))
+        assert updates - warmup == int(flag(ppo, "--num_updates")) == 60
 
 
 def test_runs_wait_for_their_start(tmp_path, monkeypatch):
