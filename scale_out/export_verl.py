@@ -6,13 +6,15 @@ Reads   --train_path, --dev_path, --sft_model and its base
 Writes  to --output_dir model/ (by merge_lora.py: the adapter in its dequantised base, in 16 bit), then
         train.parquet and val.parquet
 
-What is refused, before anything is written: a reference that fails or a cheat that passes (preflight, with the
+What is refused, before anything is written: a reference that fails or a cheat that passes (preflight, by the
 function that rewards the policy in verl, too), a prompt that has other token ids in verl than in our scripts,
-a prompt over --max_prompt_length, which verl would leave out. A row, in the order of the task file:
+and one over --max_prompt_length, which verl would leave out. A row, in the order of the task file:
 
-    data_source   the part of task_id before the first /        prompt        [{"role": "user", "content": ..}]
-    ability       "code"                                        extra_info    {"index", "task_id", "split"}
+    data_source   the part of task_id before the first /
+    prompt        [{"role": "user", "content": the prompt}]
+    ability       "code"
     reward_model  {"style": "rule", "ground_truth": the task as JSON, for verl_reward.py}
+    extra_info    {"index", "task_id", "split"}
 """
 
 import json
@@ -26,8 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sandbox import Sandbox, encode_prompt, parse_config, preflight, read_tasks, stop_with
 
 # ---- hyperparameters --------------------------------------------------------------------------------
@@ -119,7 +120,8 @@ if __name__ == "__main__":
     flags = {"adapter": cfg.sft_model, "output_dir": folder / "model", "compare_path": cfg.train_path}
     flags |= {"max_new_tokens": cfg.max_new_tokens, "device": cfg.device}
     sys.argv = ["merge_lora.py", *(str(word) for name in flags for word in (f"--{name}", flags[name]))]
-    runpy.run_path(str(ROOT / "merge_lora.py"), run_name="__main__")  # it ends with SystemExit if it fails
+    script = Path(__file__).resolve().parents[1] / "merge_lora.py"
+    runpy.run_path(str(script), run_name="__main__")  # it ends with SystemExit if it fails
     with stop_with(f"cannot load the tokenizer of {folder}/model"):
         tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     check_prompts(tokenizer, tasks + dev_tasks, cfg.max_prompt_length)
