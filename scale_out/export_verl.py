@@ -129,7 +129,10 @@ if __name__ == "__main__":
     # ---- tasks ----------------------------------------------------------------------------------------
     with stop_with(f"cannot write to --output_dir {folder}"):
         for name, part in {"train": tasks, "val": dev_tasks}.items():
-            table = pa.Table.from_pylist(rows_of(tokenizer, part, name), SCHEMA)
-            pq.write_table(table, folder / f"{name}.parquet.tmp")
-            os.replace(folder / f"{name}.parquet.tmp", folder / f"{name}.parquet")
+            temporary = folder / f"{name}.parquet.tmp"
+            try:
+                pq.write_table(pa.Table.from_pylist(rows_of(tokenizer, part, name), SCHEMA), temporary)
+                os.replace(temporary, folder / f"{name}.parquet")
+            finally:
+                temporary.unlink(missing_ok=True)
     print(f"{folder}: {len(tasks)} training tasks, {len(dev_tasks)} to validate on, model in 16 bit")

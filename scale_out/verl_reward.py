@@ -2,7 +2,8 @@
 
 verl loads this file by its path, in each of its `reward.num_workers` processes, and calls compute_score in
 threads of theirs. sandbox.py, beside whose folder this one must lie, needs nothing but the standard library.
-Use verl's reward manager "naive": "rate_limited" turns an exception into a reward of 0.
+An exception must not become a reward of 0, as it does in verl's reward manager "rate_limited"; with "naive"
+its trainer logs the exception and leaves the completion out, and ends where a whole batch is left out.
 """
 
 import json
@@ -43,7 +44,7 @@ def compute_score(
     """Return "score", the reward, "acc", 1.0 if all tests pass, "pass_rate" and "outcome".
 
     verl calls it by keyword and wants the same keys every time; it averages "acc" in validation. Raises
-    ValueError, or RuntimeError if the sandbox fails: that must end a run, and not be a reward of 0.
+    ValueError if `reward` is none of REWARDS, RuntimeError if the sandbox fails.
     """
     if reward not in REWARDS:
         raise ValueError(f"reward is {' or '.join(REWARDS)}, not {reward!r}")
