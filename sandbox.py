@@ -50,9 +50,11 @@ from data.evalplus_files import limits
 from data.tasks import (  # noqa: F401
     CALL_CHECK,
     compile_test,
+    decoded,
     defines_check,
     encode_prompt,
     io_cases,
+    lossy,
     program,
     read_pairs,
     read_tasks,
@@ -445,8 +447,7 @@ def job(sandbox, task: dict, completion: str) -> Result:
     """Run a completion against its task. What rewards the policy and what evaluates it is this alone."""
     code, name, n_tests = program(task, completion), task["entry_point"], task.get("n_tests")
     if "input_output" in task:
-        tests = task["input_output"]
-        return sandbox.check_io(code, io_cases(tests), tests.get("fn_name"))
+        return sandbox.check_io(code, io_cases(task["input_output"]), task["input_output"].get("fn_name"))
     if defines_check(task["test"]):
         return sandbox.check(code, task["test"], name, task["prompt"], n_tests)
     return sandbox.check_asserts(code, [task["test"]], "", name, n_tests)
@@ -463,15 +464,17 @@ def score(sandbox, tasks, completions, progress=None):
     return sandbox.map([(sandbox, *pair) for pair in pairs], progress, job)
 
 
-def decoded(tokenizer, task: dict) -> str:
-    """Return the reference solution as a model would have written it: encoded, and decoded again."""
-    ids = tokenizer(reference(task), add_special_tokens=False)["input_ids"]
-    return tokenizer.decode(ids, skip_special_tokens=True)
+def shaped(outcome: str, fraction: float, reward: str) -> float:
+    """Return the reward for a Result: what the option `reward` of the training scripts means.
 
-
-def lossy(tokenizer, tasks: list[dict]) -> list[dict]:
-    """Return the tasks whose reference solution does not come back from the tokenizer as it was."""
-    return [task for task in tasks if decoded(tokenizer, task) != reference(task)]
+    binary: whether it passed. pass_rate: the share of its tests. structured: -1 if it does not compile, -0.6
+    if it raises or breaks a limit (CodeRL, 2207.01780), else -0.3 + 1.3 * that share (RLTF, 2307.04349).
+    """
+    if outcome == "error":
+        print("warning: the sandbox itself failed on a program, which counts as wrong", file=sys.stderr)
+    elif reward == "structured" and outcome not in ("passed", "failed"):
+        return -1.0 if outcome == "syntax" else -0.6
+    return {"binary": float(outcome == "passed"), "pass_rate": fraction}.get(reward, 1.3 * fraction - 0.3)
 
 
 def preflight(sandbox, tasks, tokenizer=None, cut=None):

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.generation import TopPLogitsWarper
 
-from sandbox import Sandbox, check_model, check_supported, encode_prompt, open_log, parse_config
+from sandbox import Sandbox, check_model, check_supported, encode_prompt, open_log, parse_config, shaped
 
 from sandbox import preflight, read_tasks, start_scoring, stop_ids, stop_with, trained_tokenizer  # isort: skip
 
@@ -62,7 +62,7 @@ class Config:
     top_p: float = 1.0  # below 1 the sampled distribution is no longer the scored one
     seed: int = 42
     # -- reward --
-    reward: Literal["binary", "pass_rate"] = "binary"  # pass_rate: share of its tests that a program passes
+    reward: Literal["binary", "pass_rate", "structured"] = "binary"  # see shaped in sandbox.py
     time_limit: float = 5.0  # seconds per program
     # -- GRPO --
     batch_size: int = 4  # tasks per update
@@ -329,10 +329,10 @@ if __name__ == "__main__":
         accelerator.print(f"{cfg.output_dir} is finished")
         sys.exit()
     accelerator.print(f"{len(tasks)} tasks, updates {state['update'] + 1} to {cfg.num_updates} on {device}")
-    sandbox = Sandbox(timeout=cfg.time_limit, tasks=tasks + dev_tasks)
+    sandbox = Sandbox(timeout=cfg.time_limit, tasks=tasks + dev_tasks)  # one, and its tests, per process
     run_config = {**asdict(cfg), **settings, "method": "GRPO", "sandbox": sandbox.report}
+    accelerator.print(f"sandbox: {sandbox.report}\n{preflight(sandbox, tasks + dev_tasks, tokenizer)}")
     if is_main:
-        print(f"sandbox: {sandbox.report}\n{preflight(sandbox, tasks + dev_tasks, tokenizer)}")
         with stop_with(f"cannot write to --output_dir {cfg.output_dir}"):
             logs = [open_log(f"{cfg.output_dir}/{name}.jsonl") for name in ("grpo_train_log", "samples")]
         if state["update"] == 0:  # a new run: what an older one left must not be taken for its own
@@ -358,8 +358,7 @@ if __name__ == "__main__":
             sampling = cfg.max_new_tokens, uniform[mine], cfg.temperature, cfg.top_p
             samples += gather_object(rollout(model, tokenizer, sandbox, repeated[mine], *sampling))
             for sample in samples:
-                passed = float(sample["outcome"] == "passed")
-                sample["reward"] = passed if cfg.reward == "binary" else sample["fraction"]
+                sample["reward"] = shaped(sample["outcome"], sample["fraction"], cfg.reward)
                 sample |= {"update": update, "advantage": 0.0, "weight": 0.0}
             rewards = torch.tensor([sample["reward"] for sample in samples])  # (rounds * B,)
             flat = [not group.any() for group in group_advantages(rewards, G, "none").view(-1, G)]
@@ -422,6 +421,7 @@ if __name__ == "__main__":
             "num_completions": len(samples),  # more than a batch if there was more than one round
             "avg_reward": rewards.mean().item(),
             "avg_base_reward": passed.mean().item(),  # pass rate
+            "avg_pass_rate": sum(sample["fraction"] for sample in samples) / len(samples),  # of tests
             "any_passed": passed.amax(-1).mean().item(),  # pass@G of the drawn tasks
             "flat": flat.count(True) / len(flat),
             "avg_gen_len": sum(sample["gen_len"] for sample in samples) / len(samples),

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.generation import TopPLogitsWarper
 
-from sandbox import Sandbox, check_model, check_supported, encode_prompt, open_log, parse_config
+from sandbox import Sandbox, check_model, check_supported, encode_prompt, open_log, parse_config, shaped
 
 from sandbox import preflight, read_tasks, start_scoring, stop_ids, stop_with, trained_tokenizer  # isort: skip
 
@@ -59,6 +59,7 @@ class Config:
     top_p: float = 1.0  # below 1 the sampled distribution is no longer the scored one
     seed: int = 42
     # -- reward --
+    reward: Literal["binary", "pass_rate", "structured"] = "binary"  # see shaped in sandbox.py
     length_penalty_alpha: float = 0.01  # charge per 100 generated tokens
     length_penalty_on: Literal["all", "passed"] = "all"  # passed: wrong programs gain nothing by being short
     time_limit: float = 5.0  # seconds per program
@@ -292,10 +293,10 @@ if __name__ == "__main__":
         accelerator.print(f"{cfg.output_dir} is finished")
         sys.exit()
     accelerator.print(f"{len(tasks)} tasks, updates {state['update'] + 1} to {cfg.num_updates} on {device}")
-    sandbox = Sandbox(timeout=cfg.time_limit, tasks=tasks + dev_tasks)
+    sandbox = Sandbox(timeout=cfg.time_limit, tasks=tasks + dev_tasks)  # one, and its tests, per process
     run_config = {**asdict(cfg), **settings, "method": "PPO", "sandbox": sandbox.report}
+    accelerator.print(f"sandbox: {sandbox.report}\n{preflight(sandbox, tasks + dev_tasks, tokenizer)}")
     if is_main:
-        print(f"sandbox: {sandbox.report}\n{preflight(sandbox, tasks + dev_tasks, tokenizer)}")
         with stop_with(f"cannot write to --output_dir {cfg.output_dir}"):
             logs = [open_log(f"{cfg.output_dir}/{name}.jsonl") for name in ("ppo_train_log", "samples")]
         if state["update"] == 0:  # a new run: what an older one left must not be taken for its own
@@ -320,7 +321,8 @@ if __name__ == "__main__":
         passed = torch.tensor([float(sample["outcome"] == "passed") for sample in samples])  # (B,)
         gen_len = torch.tensor([float(sample["gen_len"]) for sample in samples])  # (B,)
         charged = passed if cfg.length_penalty_on == "passed" else 1.0
-        rewards = passed - cfg.length_penalty_alpha * gen_len / 100 * charged  # (B,)
+        earned = torch.tensor([shaped(s["outcome"], s["fraction"], cfg.reward) for s in samples])  # (B,)
+        rewards = earned - cfg.length_penalty_alpha * gen_len / 100 * charged  # (B,)
         advantages = normalized_advantages(rewards)  # (B,)
         for sample, reward, advantage in zip(samples, rewards.tolist(), advantages.tolist()):
             sample |= {"update": update, "reward": reward, "advantage": advantage}
@@ -360,12 +362,13 @@ if __name__ == "__main__":
             optimizer.step()
 
         # ---- log ----
-        by_length = normalized_advantages(passed).sign() != advantages.sign()
+        by_length = normalized_advantages(earned).sign() != advantages.sign()
         row = {
             "update": update,
             "batch_size": cfg.batch_size,
             "avg_reward": rewards.mean().item(),
             "avg_base_reward": passed.mean().item(),  # pass rate
+            "avg_pass_rate": sum(sample["fraction"] for sample in samples) / cfg.batch_size,  # of tests
             "avg_gen_len": gen_len.mean().item(),
             "hit_token_limit": sum(sample["hit_token_limit"] for sample in samples) / cfg.batch_size,
             "sign_by_length": by_length.float().mean().item(),  # share of advantages that length alone set

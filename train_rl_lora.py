@@ -33,7 +33,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.generation import TopPLogitsWarper
 
-from sandbox import Sandbox, check_model, check_supported, encode_prompt, open_log, parse_config
+from sandbox import Sandbox, check_model, check_supported, encode_prompt, open_log, parse_config, shaped
 
 from sandbox import preflight, read_tasks, start_scoring, stop_ids, stop_with, trained_tokenizer  # isort: skip
 
@@ -57,6 +57,7 @@ class Config:
     top_p: float = 1.0  # below 1 the sampled distribution is no longer the scored one
     seed: int = 42
     # -- reward --
+    reward: Literal["binary", "pass_rate", "structured"] = "binary"  # see shaped in sandbox.py
     length_penalty_alpha: float = 0.01  # charge per 100 generated tokens
     length_penalty_on: Literal["all", "passed"] = "all"  # passed: wrong programs gain nothing by being short
     time_limit: float = 5.0  # seconds per program
@@ -276,10 +277,10 @@ if __name__ == "__main__":
         accelerator.print(f"{cfg.output_dir} is finished")
         sys.exit()
     accelerator.print(f"{len(tasks)} tasks, steps {state['step'] + 1} to {cfg.num_steps} on {device}")
-    sandbox = Sandbox(timeout=cfg.time_limit, tasks=tasks + dev_tasks)
+    sandbox = Sandbox(timeout=cfg.time_limit, tasks=tasks + dev_tasks)  # one, and its tests, per process
     run_config = {**asdict(cfg), **settings, "method": "REINFORCE", "sandbox": sandbox.report}
+    accelerator.print(f"sandbox: {sandbox.report}\n{preflight(sandbox, tasks + dev_tasks, tokenizer)}")
     if is_main:
-        print(f"sandbox: {sandbox.report}\n{preflight(sandbox, tasks + dev_tasks, tokenizer)}")
         with stop_with(f"cannot write to --output_dir {cfg.output_dir}"):
             logs = [open_log(f"{cfg.output_dir}/{name}.jsonl") for name in ("rl_train_log", "samples")]
         if state["step"] == 0:  # a new run: what an older one left must not be taken for its own
@@ -304,7 +305,8 @@ if __name__ == "__main__":
         passed = torch.tensor([float(sample["outcome"] == "passed") for sample in samples])  # (B,)
         gen_len = torch.tensor([float(sample["gen_len"]) for sample in samples])  # (B,)
         charged = passed if cfg.length_penalty_on == "passed" else 1.0
-        rewards = passed - cfg.length_penalty_alpha * gen_len / 100 * charged  # (B,)
+        earned = torch.tensor([shaped(s["outcome"], s["fraction"], cfg.reward) for s in samples])  # (B,)
+        rewards = earned - cfg.length_penalty_alpha * gen_len / 100 * charged  # (B,)
         advantages = subtract_baseline(rewards, cfg.baseline)  # (B,)
         for sample, reward, advantage in zip(samples, rewards.tolist(), advantages.tolist()):
             sample |= {"step": step, "reward": reward, "advantage": advantage}
@@ -334,7 +336,8 @@ if __name__ == "__main__":
             "batch_size": cfg.batch_size,
             "reward": rewards.mean().item(),
             "base_reward": passed.mean().item(),  # pass rate
-            "length_penalty": (passed - rewards).mean().item(),
+            "pass_rate": sum(sample["fraction"] for sample in samples) / cfg.batch_size,  # of tests
+            "length_penalty": (earned - rewards).mean().item(),
             "gen_len": gen_len.mean().item(),
             "hit_token_limit": sum(sample["hit_token_limit"] for sample in samples) / cfg.batch_size,
             "sandbox_errors": sum(sample["outcome"] == "error" for sample in samples),

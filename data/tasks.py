@@ -216,6 +216,17 @@ def reference(task: dict) -> str:
     return f"```python\n{task['prompt'].rstrip()}{solution.rstrip()}\n```"
 
 
+def decoded(tokenizer, task: dict) -> str:
+    """Return the reference solution as a model would have written it: encoded, and decoded again."""
+    ids = tokenizer(reference(task), add_special_tokens=False)["input_ids"]
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def lossy(tokenizer, tasks: list[dict]) -> list[dict]:
+    """Return the tasks whose reference solution does not come back from the tokenizer as it was."""
+    return [task for task in tasks if decoded(tokenizer, task) != reference(task)]
+
+
 def read_pairs(path, tasks: list[dict], prompt_format="completion") -> tuple[list[dict], Counter]:
     """Read preference pairs; mistakes end in one clear line. Returns pairs, and how many it left out and why.
 

@@ -117,12 +117,16 @@ def test_nothing_to_learn_is_said_and_nothing_is_learnt(train, score_by, trained
     assert json.loads((tmp_path / "grpo/run_config.json").read_text())["finished"]
 
 
-@pytest.mark.parametrize("reward, values", [("binary", {0, 1}), ("pass_rate", {0.25, 0.5, 1})])
+REWARDS = [("binary", {0, 1}), ("pass_rate", {0.25, 0.5, 1}), ("structured", {0.025, 0.35, 1})]
+
+
+@pytest.mark.parametrize("reward, values", REWARDS)
 def test_reward(train, score_by, reward, values):
     score_by(lambda task_id, n: [0.25, 0.5, 1, 1][n % 4])
     _, log, samples = train("--num_updates", 1, "--reward", reward)
-    assert {sample["reward"] for sample in samples} == values
+    assert sorted({sample["reward"] for sample in samples}) == pytest.approx(sorted(values))
     assert log[0]["avg_base_reward"] == 0.5  # of those that pass all, whatever is rewarded
+    assert log[0]["avg_pass_rate"] == (0.25 + 0.5 + 1 + 1) / 4  # and of single tests
     assert log[0]["avg_reward"] == pytest.approx(sum(sample["reward"] for sample in samples) / 8)
 
 

@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 
 import sandbox as module
 import sandbox_worker
-from sandbox import Sandbox, preflight, program, read_tasks, reference, score
+from sandbox import Sandbox, preflight, program, read_tasks, reference, score, shaped
 from sandbox_worker import decode, encode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,6 +168,27 @@ def test_helpers_come_from_the_prompt(sandbox):
 
 
 # -- counting ------------------------------------------------------------------------------------------------
+
+
+REWARDS = {  # outcome, share of the tests: binary, pass_rate, structured
+    ("passed", 1.0): (1, 1, 1),
+    ("failed", 0.0): (0, 0, -0.3),
+    ("failed", 0.5): (0, 0.5, 0.35),
+    ("syntax", 0.0): (0, 0, -1),
+    ("exception", 0.5): (0, 0.5, -0.6),
+    ("timeout", 0.25): (0, 0.25, -0.6),
+    ("memory", 0.0): (0, 0, -0.6),
+    ("violation", 0.0): (0, 0, -0.6),
+}
+
+
+def test_rewards_for_partial_success(capfd):
+    names = "binary", "pass_rate", "structured"
+    for (outcome, fraction), expected in REWARDS.items():
+        assert [shaped(outcome, fraction, name) for name in names] == pytest.approx(expected), outcome
+    assert capfd.readouterr().err == ""
+    assert shaped("error", 0.0, "binary") == 0
+    assert "the sandbox itself failed on a program" in capfd.readouterr().err  # never in silence
 
 
 def test_fraction(sandbox):

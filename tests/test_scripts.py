@@ -306,6 +306,21 @@ def test_length_is_charged_to_passing_programs_only(work):
     assert len({sample["outcome"] == "passed" for sample in samples}) == 2
 
 
+@pytest.mark.parametrize("method, prefix", [("ppo", "avg_"), ("rl", "")])
+def test_partial_success_is_rewarded(work, method, prefix):
+    flags = {"reward": "structured", "length_penalty_alpha": 0.5}
+    _, log, samples = train_here(work, method, "structured", **flags)
+    earned = [sandbox.shaped(sample["outcome"], sample["fraction"], "structured") for sample in samples]
+    for sample, value in zip(samples, earned):
+        assert sample["reward"] == pytest.approx(value - 0.5 * sample["gen_len"] / 100)
+    assert len(set(earned)) > 2
+    passed = [sample["outcome"] == "passed" for sample in samples]
+    assert log[0][f"{prefix}base_reward"] == pytest.approx(sum(passed) / 6)  # whatever is rewarded
+    mean = sum(sample["fraction"] for sample in samples) / 6
+    assert log[0][f"{prefix}pass_rate"] == pytest.approx(mean)
+    assert mean > sum(passed) / 6  # some are partly right
+
+
 def test_baseline_is_the_mean_of_the_others(work):
     _, _, samples = train_here(work, "rl", "baseline", baseline="batch")
     rewards = [sample["reward"] for sample in samples]
