@@ -16,4 +16,4 @@ if [ ! -f "$VENV/complete" ]; then
     "$VENV/bin/pip" install -q verl==0.9.1 cachetools uvicorn fastapi msgspec pyzmq TransferQueue
     touch "$VENV/complete"
 fi
-VERL_PYTHON=$VENV/bin/python python -m pytest -n0 -q -s tests/test_scale_out.py -k verl_reads
+VERL_PYTHON=$VENV/bin/python python -m pytest -n0 -q -s tests/test_scale_out.py -k verl_reads_and_scores
