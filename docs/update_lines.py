@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "scale_out/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 LINK = re.compile(r"\[`([^`]+)`\]\(([\w./]+)#L\d+\)")
 COUNT = re.compile(r"^\| `([\w./]+)` \| \d+ \|", re.M)
 

@@ -32,9 +32,12 @@ MADE_BY_A_RUN = re.compile(
     r"|HumanEval|my_|samples|\w+_log\.jsonl|mbpp\.|TACO/"
 )
 FOREIGN = {"no-deps", "num_processes", "problem_file", "dataset", "samples", "find_zero"}  # other programs'
+FOREIGN |= {"nnodes", "node_rank", "nproc_per_node", "master_addr", "master_port"}  # torchrun's
+FOREIGN |= {"head", "address", "backend", "target_dir", "local_dir"}  # Ray's and verl's
+FOREIGN |= {"lora_adapter_path", "optimizer_offload", "ppo_mini_batch_size", "validate_config"}
 SOURCES = [
     path
-    for pattern in ("*.py", "*.sh", "data/*.py", "benchmarks/*.py", ".ci/run")
+    for pattern in ("*.py", "*.sh", "data/*.py", "benchmarks/*.py", "scale_out/*.*[yh]", ".ci/*")
     for path in sorted(ROOT.glob(pattern))
 ]
 SOURCE = "\n".join(path.read_text() for path in SOURCES)
