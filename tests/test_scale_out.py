@@ -413,7 +413,9 @@ def test_verl_reads_and_scores_the_export(trained, tmp_path):
         tmp_path / "verl",
         files["train_path"],
     ]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     said = json.loads(done.stdout.splitlines()[-1])
 
