@@ -297,7 +297,7 @@ if __name__ == "__main__":
         commit = getattr(model.config, "_commit_hash", None)
         identity = {"base_model": model.name_or_path, "hub_commit": commit}
         identity["model_sha256"] = sha256(cfg.model_path) + sha256(model.name_or_path) * is_lora
-        method = run_config.get("method", "LoRA") if is_lora or is_merged else "base"
+        method = run_config.get("method", "LoRA" if is_lora else "merged") if is_lora or is_merged else "base"
         origin = {"model_path": cfg.model_path, "is_lora": is_lora, "method": method, "overlap": shared}
 
     # ---- what an earlier evaluation of this name has left -----------------------------------------------
