@@ -115,8 +115,12 @@ def test_evaluation_does_not_quantize_a_merge_again(folder):
     done = run_script("compare_runs.py", folder / "results", "--results_dir", folder / "comparison")
     assert done.returncode == 0, done.stderr
     assert re.search("unequal protocols, quantization differs: .*none.* in merged", done.stdout), done.stdout
-    shutil.copytree(folder / "merged", folder / "other", ignore=shutil.ignore_patterns("run_config.json"))
-    assert evaluate(folder, "other")[0]["method"] == "merged"  # by other tools, as in scale_out/README.md
+    shutil.copytree(
+        folder / "merged", folder / "from_elsewhere", ignore=shutil.ignore_patterns("run_config.json")
+    )
+    assert (
+        evaluate(folder, "from_elsewhere")[0]["method"] == "merged"
+    )  # by other tools, as in scale_out/README.md
     again, _ = ev.load_base(folder / "merged", "cpu")  # what it would be without merge.json
     once, _ = ev.load_merged(folder / "merged", "cpu")
     assert (logits(again) - logits(once)).abs().max() > 0.05
