@@ -16,7 +16,9 @@ import sandbox
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import eval_speed
+import explained_variance
 import gpu
+import reached_tests
 import rl_update
 
 
@@ -168,3 +170,30 @@ def test_evaluation_benchmark_compares_equal_work(tmp_path, monkeypatch):
     assert rows == same and len(rows) == 3 and all(0 < row[2] <= 48 for row in rows)
     assert [row[4] for row in rows].count("passed") == 2 and "passed" not in [row[3] for row in rows]
     assert min(naive + mine) > 0
+
+
+def test_explained_variance_over_updates():
+    """Residual variances 1 - 0.5 and 4 - 1 of 1 and 4 to explain; the third update has nothing to explain."""
+    assert explained_variance.pooled([(1.0, 0.5), (2.0, 0.25), (0.0, None)]) == pytest.approx(1.5 / 5)
+
+
+def test_table_of_explained_variances():
+    runs = [
+        {"name": "ac_x", "seed": seed, "updates": [(1.0, 0.1)] * 2 + [(1.0, 0.2)] * 2 + [(1.0, last)] * 2}
+        for seed, last in ((1, -0.1), (2, 0.3))
+    ]
+    assert explained_variance.table(runs).splitlines()[2:] == [
+        "| `ac_x` | 0.10 | 0.20 | 0.10 | -0.10, 0.30 |"
+    ]
+
+
+def test_what_an_empty_list_earns_in_a_loop_of_tests():
+    """It reaches the last assert of each of three cases, and passes one; the loops have three more."""
+    test = "def check(f):\n    assert f([]) == []\n    assert f([1]) == [1]\n    assert f([2, 3]) == [2, 3]\n"
+    task = {"task_id": "x", "prompt": "def f(v) -> list:\n", "entry_point": "f", "test": test}
+    task = reached_tests.with_loops(task) | {"canonical_solution": "    return v\n"}
+    with sandbox.Sandbox(require=()) as box:
+        reached = sandbox.score(box, [task], ["    return []\n"])[0]
+        sandbox.preflight(box, [task])
+        of_all = sandbox.score(box, [task], ["    return []\n"])[0]
+    assert (reached.n_passed, reached.n_tests, of_all.n_passed, of_all.n_tests) == (1, 3, 1, 6)
