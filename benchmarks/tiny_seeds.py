@@ -56,10 +56,7 @@ QUESTIONS = {  # (part of a name, what stands there in the name of the run to co
     "PPO: 8 completions per update, or 4?": [("_8", "_4")],
     "PPO: one ratio per sequence, or per token?": [("sequence", "token")],
     "PPO: length penalty on passing programs only, or on all?": [("passed", "all")],
-    "A critic, or PPO with one ratio per token?": [
-        ("ac_lam1_warmup0_epochs1", "ppo_token_all_alpha0.01_8"),
-        ("ac_30x32", "ppo_token_30x32"),
-    ],
+    "A critic, or PPO with one ratio per token?": [("ac_lam1_warmup0_epochs1", "ppo_token_all_alpha0.01_8")],
     "Actor-critic: lam 0.95, or 1?": [("lam0.95", "lam1")],
     "Actor-critic: 40 more updates of the critic alone at first, or none?": [("warmup40", "warmup0")],
     "Actor-critic: 4 epochs of the critic, or 1?": [("epochs4", "epochs1")],
@@ -80,12 +77,10 @@ LABELS = {  # what the table calls a method: what the picture and the README cal
     "ppo_sequence_all": "PPO",
     "ppo_token_all": "PPO, ratio per token",
     "ppo_token_passed": "PPO, ratio per token, charged if passed",
-    "ppo_token_30x32": "PPO, ratio per token, 30 updates of 32",
     "ac_lam1_warmup0_epochs1": "actor-critic",
     "ac_lam0.95_warmup0_epochs1": "actor-critic, lam 0.95",
     "ac_lam1_warmup40_epochs1": "actor-critic, critic alone for 40 updates",
     "ac_lam1_warmup0_epochs4": "actor-critic, 4 epochs of the critic",
-    "ac_30x32": "actor-critic, 30 updates of 32, 4 epochs of the critic",
     "dpo_once": "DPO",
     "dpo_twice": "DPO, twice",
 }
@@ -117,9 +112,6 @@ def configurations():
             "--num_updates",
             str(60 + warmup),
         ]
-    large = ["--batch_size", "32", "--num_updates", "30"]
-    commands["ac_30x32"] = [*AC[:-1], "5e-4", "--critic_epochs", "4", *large]
-    commands["ppo_token_30x32"] = [*PPO, "--ratio_level", "token", "--length_penalty_alpha", "0.01", *large]
     for loss in "dapo", "grpo", "dr_grpo":
         scale = "none" if loss == "dr_grpo" else "group"
         for rounds in "1", "3":
