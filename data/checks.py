@@ -4,8 +4,10 @@ import json
 import math
 import sys
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 
 @contextmanager
@@ -19,14 +21,20 @@ def stop_with(message: str):
 
 
 def parse_config(config_class, free: str):
-    """Config from the command line; SystemExit where a number is not positive, except those in `free`."""
+    """Config from the command line; SystemExit where a number is not positive, except those in `free`.
+
+    A word that is none of its field's is an error in the file, too, which argparse does not look at.
+    """
     from accelerate.tracking import get_available_trackers  # imported here, for the tools that need no model
     from transformers import HfArgumentParser
 
     in_notebook = "kernel_launcher" in sys.argv[0] or "ipykernel" in sys.argv[0]  # the flags are the kernel's
     parser = HfArgumentParser(config_class, usage="%(prog)s [--help] [--FLAG VALUE ...]", allow_abbrev=False)
     config = config_class(**vars(parser.parse_args([] if in_notebook else None)))
-    for name, value in vars(config).items():
+    for field in fields(config):
+        name, value = field.name, getattr(config, field.name)
+        if (words := get_args(field.type)) and value not in words:
+            raise SystemExit(f"{name} in the script is {' or '.join(words)}, not {value!r}")
         lowest = -math.inf if name in free.split() else 0
         if not isinstance(value, (str, bool)) and not lowest < value < math.inf:
             raise SystemExit(f"--{name} must be above {lowest} and finite, not {value}")

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -17,6 +18,7 @@ import sandbox
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import eval_speed
 import explained_variance
+import firejail
 import gpu
 import reached_tests
 import rl_update
@@ -197,3 +199,31 @@ def test_what_an_empty_list_earns_in_a_loop_of_tests():
         sandbox.preflight(box, [task])
         of_all = sandbox.score(box, [task], ["    return []\n"])[0]
     assert (reached.n_passed, reached.n_tests, of_all.n_passed, of_all.n_tests) == (1, 3, 1, 6)
+
+
+def test_acts_are_seen(monkeypatch):
+    """What programs do to the trainer: all of it in a bare subprocess, nothing in the sandbox."""
+    monkeypatch.setenv("A_TOKEN", "secret")
+    slow = "starts 100 processes", "gets 1.5 GB of memory"
+    acts = {name: body for name, body in firejail.ACTS.items() if name not in slow}
+    assert len(acts) == len(firejail.ACTS) - len(slow)
+    bare = partial(firejail.alone, [])
+    assert [name for name, body in acts.items() if not firejail.succeeds(bare, body)] == []
+    assert not firejail.succeeds(bare, "pass")
+    with sandbox.Sandbox(1, firejail.TIMEOUT, wrapper=()) as held:
+        ours = partial(firejail.ours, held)
+        assert [name for name, body in firejail.ACTS.items() if firejail.succeeds(ours, body)] == []
+
+
+def test_false_verdicts_are_counted():
+    right = "def f():\n    return True\n", firejail.TEST, "f"
+    wrong = "def f():\n    return False\n", firejail.TEST, "f"
+    assert firejail.false_verdicts(partial(firejail.alone, []), [right, wrong, right]) == "1 of 3"
+    assert firejail.seconds({"bare": lambda *job: None}, [right]).keys() == {"bare"}
+
+
+def test_without_firejail_it_says_so(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert (
+        run_script("benchmarks/firejail.py").stderr == "firejail is not installed: apt-get install firejail\n"
+    )

@@ -34,6 +34,15 @@ MADE_BY_A_RUN = re.compile(
 FOREIGN = {"no-deps", "num_processes", "problem_file", "dataset", "samples", "find_zero"}  # other programs'
 FOREIGN |= {"nnodes", "node_rank", "nproc_per_node", "master_addr", "master_port"}  # torchrun's
 FOREIGN |= {"head", "address", "backend", "target_dir", "local_dir"}  # Ray's and verl's
+FOREIGN |= {
+    "quiet",
+    "net",
+    "private",
+    "rlimit-as",
+    "rlimit-nproc",
+    "rlimit-fsize",
+    "rlimit-nofile",
+}  # firejail's
 FOREIGN |= {"lora_adapter_path", "optimizer_offload", "ppo_mini_batch_size", "validate_config"}
 SOURCES = [
     path

@@ -3,7 +3,10 @@
 import copy
 import errno
 import math
+import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Literal
 from unittest.mock import MagicMock
 
 import pytest
@@ -465,3 +468,17 @@ def test_reinforce_gradient_equals_the_analytic_one():
     onehot = torch.nn.functional.one_hot(actions, 2).float()
     expected = -(rewards[:, None, None] * (onehot - p)).sum((0, 1))
     assert theta.grad.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_a_word_that_was_edited_in_the_script_is_checked(monkeypatch):
+    """argparse looks at flags only: a misspelt reward would train on another one."""
+    monkeypatch.setattr(sys, "argv", ["train_ppo_lora.py"])
+    free = "length_penalty_alpha target_kl seed"
+    assert ppo.parse_config(ppo.Config, free) == ppo.Config()
+
+    @dataclass
+    class Edited(ppo.Config):
+        reward: Literal["binary", "pass_rate"] = "passrate"
+
+    with pytest.raises(SystemExit, match=r"^reward in the script is binary or pass_rate, not 'passrate'$"):
+        ppo.parse_config(Edited, free)
