@@ -7,13 +7,15 @@ case $PROFILE in
 deepseek)
     : "${MODEL:=deepseek-ai/deepseek-coder-1.3b-base}" "${DATASET:=humaneval}" "${NEW_TOKENS:=256}"
     : "${SFT_LR:=5e-5}" "${RL_LR:=5e-6}" "${PPO_LR:=5e-6}" "${GRPO_LR:=1e-5}" "${DPO_LR:=5e-6}"
-    : "${CRITIC_LR:=5e-5}" "${RL_BATCH:=4}" "${DPO_BATCH:=8}" "${MICRO_BATCH:=2}" "${STEPS:=100}" "${CANDIDATES:=16}"
+    : "${CRITIC_LR:=5e-5}" "${CRITIC_WARMUP:=40}" "${RL_BATCH:=4}" "${DPO_BATCH:=8}" "${MICRO_BATCH:=2}"
+    : "${STEPS:=100}" "${CANDIDATES:=16}"
     [ "$MODEL" != deepseek-ai/deepseek-coder-1.3b-base ] || : "${NAME:=deepseek_1_3b}"
     ;;
 tiny) # SFT is short on purpose and PPO collapses at 5e-4: see README, "The tiny model", and docs/ppo.md
     : "${MODEL:=data/tiny_coder}" "${DATASET:=mini}" "${NEW_TOKENS:=96}"
     : "${SFT_LR:=3.5e-4}" "${RL_LR:=5e-4}" "${PPO_LR:=2e-4}" "${GRPO_LR:=5e-4}" "${DPO_LR:=5e-4}"
-    : "${CRITIC_LR:=2e-4}" "${RL_BATCH:=8}" "${DPO_BATCH:=16}" "${MICRO_BATCH:=8}" "${STEPS:=60}" "${CANDIDATES:=8}"
+    : "${CRITIC_LR:=2e-4}" "${CRITIC_WARMUP:=40}" "${RL_BATCH:=8}" "${DPO_BATCH:=16}" "${MICRO_BATCH:=8}"
+    : "${STEPS:=60}" "${CANDIDATES:=8}"
     [ "$MODEL" != data/tiny_coder ] || : "${NAME:=tiny}"
     ;;
 *)

@@ -1,5 +1,6 @@
 #!/bin/sh
-# PPO with a critic, from the SFT adapter: advantages that are the return minus V, and GAE; both evaluated.
+# PPO with a critic, from the SFT adapter: advantages that are the return minus V, and GAE; both evaluated. First the
+# critic alone learns, for CRITIC_WARMUP updates: without, V explained nothing of the tiny model's returns.
 #
 #   sh train_AC.sh                    the 1.3B model where there is a CUDA device, the tiny model elsewhere
 #   PROFILE=tiny sh train_AC.sh       the tiny model anywhere; profile.sh lists what else can be set
@@ -19,7 +20,8 @@ for LAM in ${LAMS:-1 0.95}; do
         --lam "$LAM" \
         --batch_size 8 \
         --micro_batch_size "$MICRO_BATCH" \
-        --num_updates "${NUM_UPDATES:-$STEPS}" \
+        --critic_warmup "$CRITIC_WARMUP" \
+        --num_updates "$((${NUM_UPDATES:-$STEPS} + CRITIC_WARMUP))" \
         --learning_rate "$PPO_LR" \
         --critic_learning_rate "$CRITIC_LR"
     evaluate "${NAME}_ac_lam$LAM" "checkpoints/${NAME}_lora_ac_lam$LAM"

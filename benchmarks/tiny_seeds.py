@@ -81,6 +81,7 @@ LABELS = {  # what the table calls a method: what the picture and the README cal
     "ac_lam0.95_warmup0_epochs1": "actor-critic, lam 0.95",
     "ac_lam1_warmup40_epochs1": "actor-critic, critic alone for 40 updates",
     "ac_lam1_warmup0_epochs4": "actor-critic, 4 epochs of the critic",
+    "ac_lam1_warmup40_epochs4": "actor-critic, critic alone for 40 updates, 4 epochs",
     "dpo_once": "DPO",
     "dpo_twice": "DPO, twice",
 }
@@ -104,7 +105,7 @@ def configurations():
                 flags = ["--ratio_level", ratio, "--length_penalty_on", penalty, "--batch_size", batch]
                 name = f"ppo_{ratio}_{penalty}_alpha{alpha}_{batch}"
                 commands[name] = [*PPO, *flags, "--length_penalty_alpha", alpha]
-    for lam, warmup, epochs in ("1", 0, "1"), ("0.95", 0, "1"), ("1", 40, "1"), ("1", 0, "4"):
+    for lam, warmup, epochs in ("1", 0, "1"), ("0.95", 0, "1"), ("1", 40, "1"), ("1", 0, "4"), ("1", 40, "4"):
         flags = ["--lam", lam, "--critic_warmup", str(warmup), "--critic_epochs", epochs]
         commands[f"ac_lam{lam}_warmup{warmup}_epochs{epochs}"] = [
             *AC,

@@ -156,13 +156,15 @@ def test_mbpp_is_also_tested_on_all_of_humaneval(copy):
 
 
 def test_what_actor_critic_runs(copy):
-    for values, lams in ({}, [1, 0.95]), ({"LAMS": 0.9}, [0.9]):
+    short = {"LAMS": 0.9, "NUM_UPDATES": 2, "CRITIC_WARMUP": 1}
+    for values, lams, warmup, updates in ({}, [1, 0.95], 40, 140), (short, [0.9], 1, 3):
         calls = calls_of(copy, "AC", PROFILE="deepseek", **values)
         runs = [flags_of(call) for call in calls if "critic" in call[0]]
         assert [flags["lam"] for flags in runs] == lams
         for flags in runs:
             assert (flags["learning_rate"], flags["critic_learning_rate"]) == (5e-6, 5e-5)
-            assert (flags["batch_size"], flags["num_updates"], flags["max_new_tokens"]) == (8, 100, 256)
+            assert (flags["critic_warmup"], flags["num_updates"]) == (warmup, updates)
+            assert (flags["batch_size"], flags["max_new_tokens"]) == (8, 256)
 
 
 def test_what_grpo_and_dpo_run(copy):
