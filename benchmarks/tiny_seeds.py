@@ -58,7 +58,10 @@ QUESTIONS = {  # (part of a name, what stands there in the name of the run to co
     "PPO: length penalty on passing programs only, or on all?": [("passed", "all")],
     "A critic, or PPO with one ratio per token?": [("ac_lam1_warmup0_epochs1", "ppo_token_all_alpha0.01_8")],
     "Actor-critic: lam 0.95, or 1?": [("lam0.95", "lam1")],
-    "Actor-critic: 40 more updates of the critic alone at first, or none?": [("warmup40", "warmup0")],
+    "Actor-critic: updates of the critic alone at first, or none?": [
+        ("warmup40", "warmup0"),
+        ("warmup80", "warmup0"),
+    ],
     "Actor-critic: 4 epochs of the critic, or 1?": [("epochs4", "epochs1")],
     "GRPO: each completion the same weight, or each token (dapo)?": [("grpo_grpo", "grpo_dapo")],
     "GRPO: neither standard deviation nor lengths (dr_grpo), or dapo?": [("dr_grpo", "dapo")],
@@ -80,6 +83,7 @@ LABELS = {  # what the table calls a method: what the picture and the README cal
     "ac_lam1_warmup0_epochs1": "actor-critic",
     "ac_lam0.95_warmup0_epochs1": "actor-critic, lam 0.95",
     "ac_lam1_warmup40_epochs1": "actor-critic, critic alone for 40 updates",
+    "ac_lam1_warmup80_epochs1": "actor-critic, critic alone for 80 updates",
     "ac_lam1_warmup0_epochs4": "actor-critic, 4 epochs of the critic",
     "ac_lam1_warmup40_epochs4": "actor-critic, critic alone for 40 updates, 4 epochs",
     "dpo_once": "DPO",
@@ -105,7 +109,14 @@ def configurations():
                 flags = ["--ratio_level", ratio, "--length_penalty_on", penalty, "--batch_size", batch]
                 name = f"ppo_{ratio}_{penalty}_alpha{alpha}_{batch}"
                 commands[name] = [*PPO, *flags, "--length_penalty_alpha", alpha]
-    for lam, warmup, epochs in ("1", 0, "1"), ("0.95", 0, "1"), ("1", 40, "1"), ("1", 0, "4"), ("1", 40, "4"):
+    for lam, warmup, epochs in (
+        ("1", 0, "1"),
+        ("0.95", 0, "1"),
+        ("1", 40, "1"),
+        ("1", 80, "1"),
+        ("1", 0, "4"),
+        ("1", 40, "4"),
+    ):
         flags = ["--lam", lam, "--critic_warmup", str(warmup), "--critic_epochs", epochs]
         commands[f"ac_lam{lam}_warmup{warmup}_epochs{epochs}"] = [
             *AC,
