@@ -14,7 +14,7 @@ deepseek)
 tiny) # SFT is short on purpose and PPO collapses at 5e-4: see README, "The tiny model", and docs/ppo.md
     : "${MODEL:=data/tiny_coder}" "${DATASET:=mini}" "${NEW_TOKENS:=96}"
     : "${SFT_LR:=3.5e-4}" "${RL_LR:=5e-4}" "${PPO_LR:=2e-4}" "${GRPO_LR:=5e-4}" "${DPO_LR:=5e-4}"
-    : "${CRITIC_LR:=2e-4}" "${CRITIC_WARMUP:=40}" "${RL_BATCH:=8}" "${DPO_BATCH:=16}" "${MICRO_BATCH:=8}"
+    : "${CRITIC_LR:=2e-4}" "${CRITIC_WARMUP:=80}" "${RL_BATCH:=8}" "${DPO_BATCH:=16}" "${MICRO_BATCH:=8}"
     : "${STEPS:=60}" "${CANDIDATES:=8}"
     [ "$MODEL" != data/tiny_coder ] || : "${NAME:=tiny}"
     ;;

@@ -28,7 +28,8 @@ def read_logs(folder):
     for log in sorted(folder.glob("checkpoints/ac_*_seed*/actor_critic_train_log.jsonl")):
         rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
         name, _, seed = log.parent.name.rpartition("_seed")
-        updates = [(row["return_std"], row["explained_variance"]) for row in rows]
+        numbers = [(row["return_std"], row["explained_variance"]) for row in rows]
+        updates = [(round(std, 4), explained and round(explained, 4)) for std, explained in numbers]
         runs.append({"name": name, "seed": int(seed), "updates": updates})
     return runs
 

@@ -33,10 +33,6 @@ IMAGES = {  # panels, then the label of each run
         ("avg_base_reward", "dev_pass_at_1"),
         {"strong": "full tests", "weak": "first assertion only", "weak_seed1": "the same, another seed"},
     ),
-    "reached_tests": (
-        ("avg_reward", "avg_base_reward", "avg_gen_len"),
-        {"fraction_reached": "passed / tests reached", "fraction_all": "passed / all tests"},
-    ),
     "length_pressure": (
         ("avg_reward", "avg_base_reward", "avg_gen_len"),
         {"alpha0.3": "alpha 0.3", "alpha10": "alpha 10", "alpha10_passed": "alpha 10, passing programs only"},

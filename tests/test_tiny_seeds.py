@@ -253,8 +253,8 @@ def test_mean_over_pairs():
 
 def test_pairs():
     """40 against SFT, 3 baselines, 4 penalties, 6 batch sizes, 4 ratios, 4 penalised; a critic or none, lam,
-    3 times a warm-up, twice 4 epochs; GRPO: 2 and 2 losses, 3 times several rounds, once more epochs, once more
-    updates; 6 rewards; DPO twice; 3 bests: 87."""
+    3 times a warm-up, twice 4 epochs; GRPO: 2 and 2 losses, 3 times several rounds, once more epochs, once
+    more updates; 6 rewards; DPO twice; 3 bests: 87."""
     runs = {1: np.zeros((3, 4))}
     asked = tiny_seeds.comparisons(dict.fromkeys(["base", *tiny_seeds.configurations()], runs))
     counts = [40, 3, 4, 6, 4, 4, 1, 1, 3, 2, 2, 2, 3, 1, 1, 6, 1, 1, 1, 1]
