@@ -49,7 +49,7 @@ def table(runs):
                 thirds.append([pooled(part) for part in parts])
         means = [f"{sum(column) / len(thirds):.2f}" for column in zip(*thirds)]
         last = ", ".join(f"{third[2]:.2f}" for third in thirds)
-        lines.append("| " + " | ".join([f"`{name}`", *means, last]) + " |")
+        lines.append("| " + " | ".join([name, *means, last]) + " |")
     return "\n".join(lines)
 
 

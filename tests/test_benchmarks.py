@@ -183,9 +183,7 @@ def test_table_of_explained_variances():
         {"name": "ac_x", "seed": seed, "updates": [(1.0, 0.1)] * 2 + [(1.0, 0.2)] * 2 + [(1.0, last)] * 2}
         for seed, last in ((1, -0.1), (2, 0.3))
     ]
-    assert explained_variance.table(runs).splitlines()[2:] == [
-        "| `ac_x` | 0.10 | 0.20 | 0.10 | -0.10, 0.30 |"
-    ]
+    assert explained_variance.table(runs).splitlines()[2:] == ["| ac_x | 0.10 | 0.20 | 0.10 | -0.10, 0.30 |"]
     stored = (ROOT / "results/tiny/critic.jsonl").read_text().splitlines()
     shown = explained_variance.table([json.loads(line) for line in stored])
     assert shown in (ROOT / "docs/actor_critic.md").read_text()
