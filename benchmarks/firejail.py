@@ -1,6 +1,6 @@
 """Measure what firejail around every program stops and costs, beside sandbox.py with and without firejail.
 
-    python benchmarks/firejail.py --load 8        # 6 minutes on 2 busy cores
+    python benchmarks/firejail.py --load 8        # 6 minutes on 2 cores with other work
 
 Prints a table. Its columns are what public scripts do, and ours:
 
