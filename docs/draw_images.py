@@ -37,6 +37,10 @@ IMAGES = {  # panels, then the label of each run
         ("avg_reward", "avg_base_reward", "avg_gen_len"),
         {"alpha0.3": "alpha 0.3", "alpha10": "alpha 10", "alpha10_passed": "alpha 10, passing programs only"},
     ),
+    "reached_tests": (
+        ("avg_reward", "avg_base_reward", "avg_gen_len"),
+        {"fraction_reached": "passed / tests reached", "fraction_all": "passed / all tests"},
+    ),
 }
 
 

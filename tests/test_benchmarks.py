@@ -20,6 +20,7 @@ import eval_speed
 import explained_variance
 import firejail
 import gpu
+import reached_tests
 import rl_update
 
 
@@ -215,3 +216,15 @@ def test_without_firejail_it_says_so(monkeypatch):
     assert (
         run_script("benchmarks/firejail.py").stderr == "firejail is not installed: apt-get install firejail\n"
     )
+
+
+def test_what_an_empty_list_earns_in_a_loop_of_tests():
+    """It reaches the last assert of each of three cases, and passes one; the loops have three more."""
+    test = "def check(f):\n    assert f([]) == []\n    assert f([1]) == [1]\n    assert f([2, 3]) == [2, 3]\n"
+    task = {"task_id": "x", "prompt": "def f(v) -> list:\n", "entry_point": "f", "test": test}
+    task = reached_tests.with_loops(task) | {"canonical_solution": "    return v\n"}
+    with sandbox.Sandbox(require=()) as box:
+        reached = sandbox.score(box, [task], ["    return []\n"])[0]
+        sandbox.preflight(box, [task])
+        of_all = sandbox.score(box, [task], ["    return []\n"])[0]
+    assert (reached.n_passed, reached.n_tests, of_all.n_passed, of_all.n_tests) == (1, 3, 1, 6)
