@@ -34,6 +34,7 @@ import platform
 import random
 import resource
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,20 +51,32 @@ FIGURES = "seconds", "ms_per_token", "cpu_ms_per_token", "peak_mb"  # in every r
 TOLERANCE = 1e-5  # of losses, and of norms of the gradient: parts of the norm
 
 
-def run_child(script, root=ROOT, **arguments):
+def run_child(script, root=ROOT, limit=None, **arguments):
     """Run a benchmark script on a checkout in a process of its own, --child; returns its last line, a record.
 
-    Raises SystemExit with the end of its output where it fails. This process must stay small: the peak memory
-    of a child begins with that of the parent it was forked from.
+    Raises SystemExit with the end of its output where it fails, or does not end within `limit` seconds; then
+    all that it started ends with it. This process must stay small: the peak memory of a child begins with
+    that of the parent it was forked from.
     """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(root)}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, str(script), "--child", json.dumps(arguments)]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(
-            f"{arguments} failed ({done.returncode}) in {root}:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
-        )
-    return json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:  # what is there stays
+        how = {"env": environment, "stdout": out, "stderr": err, "start_new_session": True}
+        process = subprocess.Popen(command, cwd=root, **how)
+        try:
+            ending = f"failed ({process.wait(limit)})"
+        except BaseException as error:  # too late; or Ctrl-C, which does not reach another session
+            os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            ending = f"was not done after {limit:.0f} s"
+        for file in out, err:
+            file.seek(0)
+        if process.wait():
+            output = f"{out.read()[-1000:]}\n{err.read()[-3000:]}"
+            raise SystemExit(f"{arguments} {ending} in {root}:\n{output}")
+        return json.loads(out.read().splitlines()[-1])
 
 
 def run_script(name, flags):
@@ -109,7 +122,7 @@ def ours(**flags):
     return measured(rows, tokens) | {"samples": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
 
 
-def train_trl(flags, batch=None):
+def train_trl(flags, batch=None, device="cpu"):
     """Train by GRPOTrainer with the flags of ours; returns a row per update, and loss and norm of each step.
 
     batch: samples of our script, which then take the place of TRL's own in the only update. Raises
@@ -123,7 +136,7 @@ def train_trl(flags, batch=None):
     from sandbox import Sandbox, encode_prompt, read_tasks, score
     from train_grpo_lora import load_adapter
 
-    model, tokenizer = load_adapter(flags["sft_model"], "cpu", is_trainable=True)
+    model, tokenizer = load_adapter(flags["sft_model"], device, is_trainable=True)
     model.get_base_model().is_loaded_in_4bit = False  # or TRL would round the adapter to bfloat16
     tasks = read_tasks(flags["train_path"])
     prompts = [task["prompt"].rstrip() for task in tasks]
@@ -168,8 +181,8 @@ def train_trl(flags, batch=None):
             learning_rate=flags["learning_rate"],
             lr_scheduler_type="constant",
             max_grad_norm=1.0,
-            use_cpu=True,
-            bf16=False,  # it would take bfloat16 and gradient checkpointing, both slower on a CPU
+            use_cpu=device == "cpu",
+            bf16=False,  # ours has no autocast; nor gradient checkpointing, which is slower
             gradient_checkpointing=False,
             report_to="none",
             save_strategy="no",
@@ -185,7 +198,7 @@ def train_trl(flags, batch=None):
     expected = [flags["batch_size"] * G] * flags["num_updates"]
     if list(map(len, lengths)) != expected or len(rows) != flags["num_updates"]:
         raise RuntimeError(f"not the completions that were to be measured: {list(map(len, lengths))}")
-    if {p.dtype for p in model.parameters()} != {torch.float32}:
+    if {p.dtype for p in model.parameters() if p.requires_grad or device == "cpu"} != {torch.float32}:
         raise RuntimeError("not all in float32")
     steps = [(log["loss"], log["grad_norm"]) for log in trainer.state.log_history if "grad_norm" in log]
     return rows, sum(map(sum, lengths[1:])), steps

@@ -1,8 +1,8 @@
 """What must hold on a CUDA device: `python -m pytest -m cuda -n0 tests/test_cuda.py`, or benchmarks/gpu.py.
 
 Everywhere else the same tests run on the CPU in the formats of a GPU: weights packed in 4 bit, arithmetic in
-bfloat16. They are compared with the tiny model on the CPU in float32, unpacked. Bounds are three to five times
-the differences that bfloat16 makes on the CPU.
+bfloat16. They are compared with the tiny model on the CPU in float32, unpacked. Bounds are three to five
+times the differences that bfloat16 makes on the CPU.
 """
 
 import json
@@ -61,7 +61,9 @@ def pretend(patch):
 def load(device):
     """(model, tokenizer) with an adapter that does something, in eval mode."""
     base, tokenizer = ppo.load_base(str(ROOT / "data/tiny_coder"), device)
-    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", lora_dropout=0.05, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=8, lora_alpha=16, target_modules="all-linear", lora_dropout=0.05, task_type="CAUSAL_LM"
+    )
     model = get_peft_model(base, lora).eval()
     numbers = torch.Generator().manual_seed(1)
     for name, p in model.named_parameters():
