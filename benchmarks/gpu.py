@@ -4,11 +4,9 @@
     python benchmarks/gpu.py --only tests,ppo,trl   # some of the sections
     python benchmarks/gpu.py --tiny                 # small shapes, also on a CPU: shows that all runs
 
-Reads   data/tiny_coder, data/mini_*.jsonl and, if it is there, a model in data/smollm2 (or in $SMOLLM2)
-Writes  a JSON line per section to --out (or $OUT; default results/gpu.jsonl), after those already there
-
-A section is a process of its own with a time limit. Where it fails or takes too long, its line has an
-"error", and the next one begins. After --seconds none begins: choose by --only what is left.
+Each section is a process of its own with a time limit, and adds a JSON line to --out (or $OUT; default
+results/gpu.jsonl). Where it fails or takes too long, the line has an "error", and the next one begins. After
+--seconds none begins: choose by --only what is left.
 
 versions, tests     card, driver, libraries; what must hold on a card: tests/test_cuda.py
 build               the 1.3B model and the tasks that the following sections need; it comes with them
@@ -17,7 +15,7 @@ sft, rl, ppo, grpo, actor_critic    the real scripts at their default settings. 
 trl                 GRPOTrainer of TRL at the work of grpo; rl_update.py says how, and compares on a CPU
 rollout, static     tokens per second of 8 completions: our generate() and that of transformers; the latter
                     with a static cache and a compiled forward
-pipeline, smollm2   base, SFT and GRPO of the tiny model; a short GRPO run of a real one
+pipeline, smollm2   the tiny model: base, SFT, GRPO; GRPO of a real one, in data/smollm2 or in $SMOLLM2
 
 The architecture is that of deepseek-coder-1.3b; weights are random. Memory and time do not depend on them but
 in three ways. The tokenizer is that of the tiny model: prompts have ids below 1024, and sampled ids above
@@ -51,7 +49,6 @@ from rl_update import FLAGS, ROOT, durations, run_child, run_script, train_trl
 LIMIT = 14.0  # GB (of 1e9 bytes) that a script may reserve
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 UPDATES = 2  # of each script; the first is left out
-TESTS = "tests/test_cuda.py"
 LIBRARIES = "torch transformers peft accelerate bitsandbytes safetensors datasets trl pytest".split()
 TASKS = {"train_path": "data/mini_train.jsonl"}
 
@@ -72,9 +69,9 @@ def versions(folder, tiny):
     return record
 
 
-def tests(folder, tiny):
+def tests(folder, tiny, path="tests/test_cuda.py"):
     """The last line of pytest, and what it skipped; SystemExit if a test fails."""
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-o", "addopts=", "-p", "no:cacheprovider", TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-o", "addopts=", "-p", "no:cacheprovider", path]
     done = subprocess.run(command + ["-m", "cuda"] * (DEVICE == "cuda"), capture_output=True, text=True)
     if done.returncode not in (0, 5):  # 5: there is nothing to run, as where bitsandbytes is missing
         raise SystemExit(done.stdout[-2500:] + done.stderr[-500:])
@@ -94,7 +91,7 @@ def architecture(tiny):
 
 
 def build(folder, tiny):
-    """Write model, tokenizer, adapter, and the tasks for RL (prompts of up to 500 tokens) and SFT (900)."""
+    """Write model, tokenizer, adapter, and tasks with prompts of up to 500 tokens; for SFT, 900."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -105,27 +102,18 @@ def build(folder, tiny):
     record = {"parameters": model.num_parameters()}
     model.save_pretrained(f"{folder}/model")
     model.name_or_path = f"{folder}/model"
-    lora = LoraConfig(
-        r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    lora = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")  # r is 8, as in train_sft_lora.py
     get_peft_model(model, lora).save_pretrained(f"{folder}/adapter", save_embedding_layers=False)
     for name in "model", "adapter":
         tokenizer.save_pretrained(f"{folder}/{name}")
     lines = (ROOT / "data/mini_train.jsonl").read_text().splitlines()[:24]
-    for name, length in ("rl", 500), ("sft", 900):
+    for name in "sft", "rl", "ppo", "grpo", "actor_critic":
         tasks = list(map(json.loads, lines))
         for task in tasks[::4]:
-            while len(tokenizer(task["prompt"])["input_ids"]) < length:
+            while len(tokenizer(task["prompt"])["input_ids"]) < (900 if name == "sft" else 500):
                 task["prompt"] = "# longer\n" + task["prompt"]
         Path(folder, f"{name}.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
     return record
-
-
-def sft(folder, tiny):
-    """Seconds per optimizer step of train_sft_lora.py."""
-    flags = {"model_name": f"{folder}/model", "train_path": f"{folder}/sft.jsonl", "max_steps": UPDATES}
-    _, rows = run_script("train_sft_lora.py", flags | {"output_dir": f"{folder}/sft"})
-    return {"seconds": durations(rows), "loss": [row["loss"] for row in rows]}
 
 
 def pass_every_second():
@@ -141,14 +129,15 @@ def pass_every_second():
     return start_scoring
 
 
-def reinforcement(name, count, folder, tiny):
-    """Seconds per update of a script of RL, for instance train_ppo_lora.py."""
+def training(name, count, folder, tiny):
+    """Seconds per update of a training script; count: its flag for their number."""
     import sandbox
 
     sandbox.start_scoring = pass_every_second()  # the preflight does not use it
-    flags = {"sft_model": f"{folder}/adapter", "train_path": f"{folder}/rl.jsonl", count: UPDATES}
-    flags |= {"output_dir": f"{folder}/{name}"} | ({"max_new_tokens": 16} if tiny else {})
-    epochs = {"rl": None, "ppo": 4, "actor_critic": 4, "grpo": 1}[name]  # the defaults
+    flags = {count: UPDATES, "train_path": f"{folder}/{name}.jsonl", "output_dir": f"{folder}/{name}"}
+    flags |= {"model_name": f"{folder}/model"} if name == "sft" else {"sft_model": f"{folder}/adapter"}
+    flags |= {"max_new_tokens": 16} if tiny and name != "sft" else {}
+    epochs = {"ppo": 4, "actor_critic": 4, "grpo": 1}.get(name)  # the defaults
     _, rows = run_script(f"train_{name}_lora.py", flags)
     if min(row["grad_norm"] for row in rows) == 0 or {row.get("epochs") for row in rows} != {epochs}:
         raise RuntimeError(f"not the updates that were to be measured: {rows}")
@@ -163,7 +152,7 @@ def trl(folder, tiny):
 
     outcomes, job = cycle(["passed", "failed"]), sandbox.job
     sandbox.job = lambda *what: replace(job(*what), outcome=next(outcomes))
-    flags = FLAGS | {"sft_model": f"{folder}/adapter", "train_path": f"{folder}/rl.jsonl", "batch_size": 4}
+    flags = FLAGS | {"sft_model": f"{folder}/adapter", "train_path": f"{folder}/grpo.jsonl", "batch_size": 4}
     flags |= {"num_updates": UPDATES, "max_new_tokens": 16 if tiny else 256, "grpo_epochs": 1, "seed": 42}
     rows, _, steps = train_trl(flags, device=DEVICE)
     return {"seconds": durations(rows), "grad_norm": [norm for _, norm in steps]}
@@ -176,7 +165,7 @@ def rollout(ways, folder, tiny):
     import train_ppo_lora as ppo
 
     model, tokenizer = ppo.load_adapter(f"{folder}/adapter", DEVICE)
-    prompt_ids = [ppo.encode_prompt(tokenizer, task) for task in ppo.read_tasks(f"{folder}/rl.jsonl")[:8]]
+    prompt_ids = [ppo.encode_prompt(tokenizer, task) for task in ppo.read_tasks(f"{folder}/ppo.jsonl")[:8]]
     model.generation_config.eos_token_id = None
     no_eos = SimpleNamespace(pad=tokenizer.pad, eos_token_id=-1)
     padded = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt").to(DEVICE)
@@ -215,9 +204,8 @@ def pipeline(folder, tiny):
     grpo = {"sft_model": f"{folder}/tiny_sft", "learning_rate": 5e-4, "num_updates": 2 if tiny else 10}
     record = {}
     for name, flags in {"base": None, "sft": sft, "grpo": grpo}.items():
-        start, model = time.perf_counter(), "data/tiny_coder"
+        start, model = time.perf_counter(), f"{folder}/tiny_{name}" if flags else "data/tiny_coder"
         if flags:
-            model = f"{folder}/tiny_{name}"
             run_script(f"train_{name}_lora.py", TASKS | flags | {"output_dir": model})
         between = time.perf_counter()
         files = {"data_path": "data/mini_test.jsonl", "results_dir": folder, "exp_name": name}
@@ -239,19 +227,19 @@ def smollm2(folder, tiny):
     few = {"num_updates": 2, "max_new_tokens": 8, "batch_size": 1, "samples_per_task": 2}
     flags |= few if tiny else {"num_updates": 5, "max_new_tokens": 160}
     _, rows = run_script("train_grpo_lora.py", TASKS | flags)
-    names = "avg_reward", "avg_base_reward", "avg_gen_len", "epochs"
-    return {"seconds": durations(rows)} | {name: [row[name] for row in rows] for name in names}
+    names = "avg_reward avg_base_reward avg_gen_len epochs".split()
+    return {"seconds": durations(rows), **{name: [row[name] for row in rows] for name in names}}
 
 
 SECTIONS: dict = {  # name: (seconds it may take, function)
     "versions": (60, versions),
     "tests": (150, tests),
     "build": (90, build),
-    "sft": (90, sft),
-    "rl": (90, partial(reinforcement, "rl", "num_steps")),
-    "ppo": (90, partial(reinforcement, "ppo", "num_updates")),
-    "grpo": (120, partial(reinforcement, "grpo", "num_updates")),
-    "actor_critic": (120, partial(reinforcement, "actor_critic", "num_updates")),
+    "sft": (90, partial(training, "sft", "max_steps")),
+    "rl": (90, partial(training, "rl", "num_steps")),
+    "ppo": (90, partial(training, "ppo", "num_updates")),
+    "grpo": (120, partial(training, "grpo", "num_updates")),
+    "actor_critic": (120, partial(training, "actor_critic", "num_updates")),
     "trl": (150, trl),
     "rollout": (90, partial(rollout, ["ours", "transformers"])),
     "static": (150, partial(rollout, ["static"])),
@@ -267,8 +255,7 @@ def line(name, record):
     """What a section measured, for people."""
     text = f"{name:12}{record['wall_s']:6.1f} s"
     if "reserved_gb" in record:
-        verdict = "OK" if record["reserved_gb"] < LIMIT else "TOO MUCH"
-        text += f"  {record['reserved_gb']:.2f} GB reserved, {record['allocated_gb']:.2f} used: {verdict}"
+        text += f"  {record['reserved_gb']:.2f} GB: {'OK' if record['reserved_gb'] < LIMIT else 'TOO MUCH'}"
     if "seconds" in record:
         text += f"  {median(record['seconds']):.2f} s per update"
     for way, speed in record.get("tokens_per_s", {}).items():
@@ -297,9 +284,7 @@ def drive(script, limits, path, seconds, **arguments):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(SECTIONS), help="default: %(default)s")
-    parser.add_argument(
-        "--out", default=os.environ.get("OUT", ROOT / "results"), help="a file, or its folder"
-    )
+    parser.add_argument("--out", default=os.environ.get("OUT", ROOT / "results"), help="file or folder")
     parser.add_argument("--seconds", type=float, default=540, help="after them, no section begins")
     parser.add_argument("--tiny", action="store_true", help="small shapes, also without a GPU")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
@@ -309,7 +294,6 @@ if __name__ == "__main__":
         if DEVICE == "cuda":
             record["device"] = torch.cuda.get_device_name()
             record["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
-            record["allocated_gb"] = torch.cuda.max_memory_allocated() / 1e9
         print(json.dumps(record))
         sys.exit()
     chosen = args.only.split(",")
@@ -321,8 +305,7 @@ if __name__ == "__main__":
         chosen.append("build")
     path = Path(args.out, "gpu.jsonl") if Path(args.out).is_dir() else Path(args.out)
     limits = {name: limit for name, (limit, _) in SECTIONS.items() if name in chosen}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by which the section ends, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the section ends, too
     with tempfile.TemporaryDirectory() as folder:
         all_well = drive(__file__, limits, path, args.seconds, folder=folder, tiny=args.tiny)
-    print(f"added to {path}")
     sys.exit(not all_well)
