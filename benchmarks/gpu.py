@@ -165,13 +165,13 @@ def rollout(ways, folder, tiny):
     import train_ppo_lora as ppo
 
     model, tokenizer = ppo.load_adapter(f"{folder}/adapter", DEVICE)
+    model.get_base_model().hf_quantizer = None  # for which transformers would not compile
     prompt_ids = [ppo.encode_prompt(tokenizer, task) for task in ppo.read_tasks(f"{folder}/ppo.jsonl")[:8]]
     model.generation_config.eos_token_id = None
     no_eos = SimpleNamespace(pad=tokenizer.pad, eos_token_id=-1)
     padded = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt").to(DEVICE)
     sampling = {"do_sample": True, "top_k": 0, "pad_token_id": tokenizer.pad_token_id}
-    everywhere = CompileConfig()
-    everywhere._compile_all_devices = True  # also on a CPU, where it is tried
+    CompileConfig._compile_all_devices = True  # also on a CPU, where it is tried
 
     def ours(count):
         uniform = torch.rand(8, count, dtype=torch.float64)
@@ -181,7 +181,7 @@ def rollout(ways, folder, tiny):
         options |= sampling | {"max_new_tokens": count, "min_new_tokens": count}  # forbids EOS
         return model.generate(**padded, **options)[:, padded["input_ids"].shape[1] :].numel()
 
-    static = partial(theirs, cache_implementation="static", compile_config=everywhere)
+    static = partial(theirs, cache_implementation="static", compile_config=CompileConfig())
     count = 16 if tiny else 256
     record = {}
     for name in ways:
