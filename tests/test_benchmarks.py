@@ -3,15 +3,18 @@
 import json
 import math
 import os
+import subprocess
 import sys
+import time
 from functools import partial
 from importlib.util import find_spec
 
+import psutil
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import ROOT, run_script
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, CompileConfig
 
 import sandbox
 
@@ -26,7 +29,7 @@ import rl_update
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What gpu.py builds for its parts."""
+    """What gpu.py builds for its sections."""
     path = tmp_path_factory.mktemp("gpu")
     gpu.build(path, tiny=True)
     return path
@@ -39,16 +42,74 @@ def in_one_process(monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
     monkeypatch.setattr(Accelerator, "log", Accelerator.log)
     monkeypatch.setattr(sandbox, "start_scoring", sandbox.start_scoring)
+    monkeypatch.setattr(CompileConfig, "_compile_all_devices", None)
     monkeypatch.setattr(sandbox.Sandbox, "__init__", sandbox.Sandbox.__init__)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_benchmark_without_a_gpu_says_so():
-    done = run_script("benchmarks/gpu.py")
-    assert done.returncode == 0, done.stderr
-    first, last = done.stdout.splitlines()
-    assert first.startswith("no CUDA device: skipped")
-    assert json.loads(last) == {"skipped": "no CUDA device"}
+    assert "no CUDA device: --tiny tries all" in run_script("benchmarks/gpu.py").stderr
+    assert "the sections are versions, tests, build" in run_script("benchmarks/gpu.py", "--only", "x").stderr
+
+
+CHILD = """import json, subprocess, sys, time
+part = json.loads(sys.argv[2])["part"]
+if part == "fails":
+    raise ValueError("what went wrong")
+if part == "hangs":
+    print("as far as this", flush=True)
+    print(subprocess.Popen(["sleep", "60"]).pid, file=open(json.loads(sys.argv[2])["pids"], "w"), flush=True)
+    time.sleep(60)
+print("not a record" if part == "odd" else json.dumps({"seconds": [2.0], "tokens_per_s": {"ours": 7}}))
+"""
+
+
+def runs(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_section_that_fails_or_hangs_does_not_end_the_others(tmp_path, capsys):
+    script, path, pids = tmp_path / "child.py", tmp_path / "out.jsonl", tmp_path / "pids"
+    script.write_text(CHILD)
+    path.write_text('{"section": "older"}\n')
+    limits = {"fails": 20, "hangs": 3, "odd": 20, "works": 20}
+    assert not gpu.drive(script, limits, path, 60, pids=str(pids))
+    assert gpu.drive(script, {"works": 20}, path, 60)
+    assert not gpu.drive(script, {"late": 20}, path, 0)
+    older, fails, hangs, odd, works, again, late = map(json.loads, path.read_text().splitlines())
+    names = [record["section"] for record in (older, fails, hangs, odd, works, again, late)]
+    assert names == ["older", *limits, "works", "late"]
+    assert "failed (1)" in fails["error"] and fails["error"].rstrip().endswith("ValueError: what went wrong")
+    assert "was not done after 3 s" in hangs["error"] and "as far as this" in hangs["error"]
+    assert 3 <= hangs["wall_s"] < 10
+    assert not runs(int(pids.read_text()))  # what it had started
+    assert "error" in odd and late["error"] == "not begun: the 0 s of all sections are over"
+    assert works["seconds"] == [2.0] and "error" not in works and works["wall_s"] > 0
+    printed = capsys.readouterr().out
+    assert printed.count("\nworks") == 2 and "2.00 s per update  ours 7 tokens/s" in printed
+    assert "ValueError: what went wrong" in printed
+
+
+def test_ending_the_gpu_benchmark_ends_its_section(tmp_path):
+    """SIGTERM, as `timeout` sends it; no line is left half."""
+    run = [
+        sys.executable,
+        str(ROOT / "benchmarks/gpu.py"),
+        "--tiny",
+        "--only",
+        "build",
+        "--out",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (below := psutil.Process(process.pid).children()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(30) != 0
+    assert not [child for child in psutil.wait_procs(below, timeout=10)[1] if runs(child.pid)]
+    assert not (tmp_path / "gpu.jsonl").exists()
 
 
 def test_gpu_benchmark_builds_the_architecture_of_deepseek_coder():
@@ -61,25 +122,38 @@ def test_gpu_benchmark_builds_the_architecture_of_deepseek_coder():
     assert rotary.config.rope_parameters == {"rope_type": "linear", "factor": 4.0, "rope_theta": 100_000.0}
 
 
-def test_all_parts_of_the_gpu_benchmark(folder, monkeypatch):
-    """Two updates of each script, each with a gradient; rollouts of full length."""
-    monkeypatch.setattr(gpu, "UPDATES", 2)
-    records = {name: part(folder=folder, tiny=True) for name, part in gpu.PARTS.items()}
-    assert all(len(records[name]["seconds"]) == 1 for name in gpu.PARTS if "rollout" not in name)
-    assert all(0 < min(records[name]["grad_norm"]) for name in ("rl", "ppo", "actor_critic", "grpo"))
-    assert {*records["rollout4"]["tokens_per_s"]} == {"ours", "transformers"}
-    outcomes = [
-        json.loads(line)["outcome"] for line in (folder / "ppo/samples.jsonl").read_text().split("\n")[:-1]
-    ]
-    assert sorted(outcomes) == ["failed"] * 4 + ["passed"] * 4
+def test_sections_of_the_gpu_benchmark(folder, tmp_path, monkeypatch):
+    """Two updates of each script, each with a gradient; full rollouts; what is not there is said."""
+    monkeypatch.setenv("SMOLLM2", str(tmp_path))
+    section = {name: partial(part, folder, True) for name, (_, part) in gpu.SECTIONS.items()}
+    records = [section[name]() for name in ("sft", "rl", "ppo", "grpo", "actor_critic")]
+    assert all(len(record["seconds"]) == 1 and 0 < min(record["grad_norm"]) for record in records)
+    samples = (folder / "ppo/samples.jsonl").read_text().splitlines()
+    outcomes = sorted(json.loads(line)["outcome"] for line in samples)
+    assert outcomes == ["failed"] * 4 + ["passed"] * 4
+    ways = section["rollout"]()["tokens_per_s"]
+    assert min(ways.values()) > 0 and {*ways} == {"ours", "transformers"}
+    versions = section["versions"]()
+    assert versions["torch"] == torch.__version__ and versions["pytest"] == pytest.__version__
+    assert section["smollm2"]() == {"skipped": f"no model in {tmp_path} (SMOLLM2=folder names another)"}
+    if not find_spec("trl"):
+        assert section["trl"]() == {"skipped": "trl is not installed"}
+
+
+def test_the_gpu_benchmark_says_what_pytest_says(tmp_path):
+    test = tmp_path / "test_card.py"
+    test.write_text("import pytest\n\n\n@pytest.mark.skip(reason='no such card')\ndef test_x(): pass\n")
+    record = gpu.tests(tmp_path, True, str(test))
+    assert "1 skipped" in record["summary"] and "no such card" in record["skipped"][0]
+    test.write_text("def test_x():\n    assert 1 == 2, 'ratio'\n")
+    with pytest.raises(SystemExit, match=r"(?s)AssertionError: ratio.*1 failed"):
+        gpu.tests(tmp_path, True, str(test))
 
 
 def test_gpu_benchmark_gives_a_verdict_on_memory():
-    record = {"reserved_gb": 13.9, "allocated_gb": 9.0, "seconds": [1.0, 2.0, 9.0]}
-    assert "13.90 GB reserved, 9.00 used: OK  2.00 s per update" in gpu.line("ppo", record)
+    record = {"wall_s": 61.5, "reserved_gb": 13.9, "seconds": [1.0, 2.0, 9.0]}
+    assert "61.5 s  13.90 GB: OK  2.00 s per update" in gpu.line("ppo", record)
     assert "TOO MUCH" in gpu.line("ppo", record | {"reserved_gb": 14.0})
-    assert "ours 40 tokens/s" in gpu.line("rollout4", {"tokens_per_s": {"ours": 40.4}})
-    assert "no memory" in gpu.line("ppo", {"error": "no memory"})
 
 
 def test_child_runs_in_another_checkout(tmp_path):
@@ -101,8 +175,6 @@ def test_child_runs_in_another_checkout(tmp_path):
 @pytest.fixture
 def flags(folder, monkeypatch):
     """Of a short run, 3 tasks x 2 samples x 4 tokens; every second program has passed."""
-    if not (folder / "adapter").exists():  # this test alone
-        gpu.sft(folder, tiny=True)
     lines = (ROOT / "data/mini_dev.jsonl").read_text().splitlines(keepends=True)
     (folder / "few.jsonl").write_text("".join(lines[:9]))
     monkeypatch.setattr(sandbox, "start_scoring", gpu.pass_every_second())

@@ -154,10 +154,9 @@ def test_gradient_through_packed_weights_is_that_of_the_cpu(exact, packed, sampl
 
 
 @SCORES
-@pytest.mark.parametrize("micro_batch_size", [1, 5])
-def test_micro_batch_size_changes_only_rounding(packed, samples, score, micro_batch_size):
+def test_micro_batch_size_changes_only_rounding(packed, samples, score):
     expected = gradient(packed, score, samples, 12)
-    found = gradient(packed, score, samples, micro_batch_size)
+    found = gradient(packed, score, samples, 5)
     assert (found - expected).norm() < 0.03 * expected.norm()
 
 
