@@ -182,8 +182,7 @@ def rollout(ways, folder, tiny):
         return model.generate(**padded, **options)[:, padded["input_ids"].shape[1] :].numel()
 
     static = partial(theirs, cache_implementation="static", compile_config=CompileConfig())
-    count = 16 if tiny else 256
-    record = {}
+    count, record = 16 if tiny else 256, {}
     for name in ways:
         way = {"ours": ours, "transformers": theirs, "static": static}[name]
         way(count if name == "static" else 8)  # it would be compiled again for another length
@@ -304,6 +303,7 @@ if __name__ == "__main__":
     if not {"versions", "tests", "build", "pipeline", "smollm2"} >= set(chosen):
         chosen.append("build")
     path = Path(args.out, "gpu.jsonl") if Path(args.out).is_dir() else Path(args.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
     limits = {name: limit for name, (limit, _) in SECTIONS.items() if name in chosen}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the section ends, too
     with tempfile.TemporaryDirectory() as folder:
