@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 from conftest import ROOT, run_script
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
 
 import sandbox
 import train_grpo_lora as grpo
@@ -193,13 +192,13 @@ def card(request, monkeypatch):
     return request.param
 
 
-def adapter(folder):
-    tensors = load_file(folder / "adapter_model.safetensors")
-    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+def weights(folder):
+    """What is trained, in one row."""
+    return torch.cat([p.flatten() for p in torch.load(folder / "state.pt", "cpu", weights_only=True)["lora"]])
 
 
 RUNS = {
-    "sft": ["--model_name", ROOT / "data/tiny_coder", "--max_steps", 2, "--gradient_accumulation_steps", 2],
+    "sft": ["--model_name", ROOT / "data/tiny_coder", "--max_steps", 2, "--warmup_ratio", 0],
     "grpo": ["--num_updates", 2, "--batch_size", 2, "--samples_per_task", 3, "--grpo_epochs", 2],
     "actor_critic": ["--num_updates", 2, "--batch_size", 4, "--ppo_epochs", 2],
 }
@@ -230,6 +229,7 @@ def test_killed_and_resumed_is_the_run_without_a_kill(exact, card, method, tmp_p
         patch.setattr(Path, "replace", replace_and_copy)
         done = run_script(f"train_{method}_lora.py", *flags, *RUNS[method], "--output_dir", whole)
     assert done.returncode == 0, done.stderr
+    after_one, after_two = weights(killed), weights(whole)
     done = run_script(f"train_{method}_lora.py", *flags, *RUNS[method], "--output_dir", killed, "--resume")
     assert done.returncode == 0, done.stderr
     assert done.variables["model"].dtype == torch.bfloat16
@@ -239,8 +239,6 @@ def test_killed_and_resumed_is_the_run_without_a_kill(exact, card, method, tmp_p
     _, again = (json.loads(line) for line in logs[1])
     assert min(row["grad_norm"] for row in rows) > 0
     assert max(row.get("first_max_log_ratio", 0) for row in rows) < 1e-3
-    tolerance = 0 if card == "cpu" else 0.1
+    tolerance = 0 if card == "cpu" else 0.3  # without the optimizer, or the weights, it is above 1
     assert again["grad_norm"] == pytest.approx(last["grad_norm"], rel=tolerance)
-    start = adapter(tmp_path / "start") if method != "sft" else 0
-    travelled = (adapter(whole) - start).norm()
-    assert (adapter(killed) - adapter(whole)).norm() <= tolerance * travelled
+    assert (weights(killed) - after_two).norm() <= tolerance * (after_two - after_one).norm()
