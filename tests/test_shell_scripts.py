@@ -1,4 +1,4 @@
-"""profile.sh and the five train_*.sh, with a `python` that only writes down how it was called."""
+"""profile.sh and the six train_*.sh, with a `python` that only writes down how it was called."""
 
 import os
 import shutil
@@ -99,7 +99,7 @@ def test_commands_are_understood_and_read_what_is_there(copy, name, values):
     assert len(models) == {"PPO": 6, "SFT_RL": 4, "GRPO": 4, "DPO": 4, "AC": 4}[name]
 
 
-@each_script
+@pytest.mark.parametrize("name", [*SCRIPTS, "DQN"])
 def test_interrupted_anywhere_and_started_again(copy, name):
     """It ends with the command that was interrupted; the same commands go on."""
     calls = calls_of(copy, name)
@@ -108,7 +108,8 @@ def test_interrupted_anywhere_and_started_again(copy, name):
         assert done.returncode == 130 and before == calls[:number]
     assert calls_of(copy, name) == calls
     without_model = "make_pairs.py", "compare_runs.py"
-    assert all(call[1] == "--resume" for call in calls if call[0] not in without_model)
+    trained = [call for call in calls if call[0] not in without_model and "--evaluate" not in call]
+    assert all(call[1] == "--resume" for call in trained)
 
 
 @each_script
@@ -188,3 +189,21 @@ def test_what_grpo_and_dpo_run(copy):
             flags = flags_of(call)
             given = "beta", "learning_rate", "num_epochs", "batch_size"
             assert [flags[flag] for flag in given] == [0.1, 5e-4, 0.5, 16]
+
+
+def test_what_dqn_runs(copy):
+    """Each agent is trained, then evaluated under a name of its own on problems held out."""
+    for values, given in ({}, (200_000, 1)), ({"STEPS": 60_000, "SEED": 3}, (60_000, 3)):
+        *calls, compare = calls_of(copy, "DQN", **values)
+        flags = [flags_of(call) for call in calls]
+        trained, evaluated = flags[::2], flags[1::2]
+        assert len({each["output_dir"] for each in trained}) == len(trained) == len(evaluated) == 4
+        for agent, test in zip(trained, evaluated):
+            assert (agent["total_steps"], agent["seed"]) == given and not agent["evaluate"]
+            assert test["evaluate"] == agent["output_dir"] and test["problems"] == agent["test_path"]
+            assert test["results"] == f"results/dqn/{Path(agent['output_dir']).name}"
+        assert flags_of(compare) == {"html": True, "results_dir": "results/dqn"}
+        parts = "double", "dueling", "per_alpha", "lower_bound", "n_step"
+        chosen = [tuple(agent[part] for part in parts) for agent in trained]
+        assert chosen[:2] == [(False, False, 0, False, 1), (False, False, 0, True, 1)]
+        assert chosen[2:] == [(True, True, 0.6, False, 8), (True, True, 0.6, True, 1)]
