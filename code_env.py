@@ -205,7 +205,7 @@ class CodeEnv(gymnasium.Env):
         self,
         problems="",
         grammar="",
-        max_rules=8,
+        max_rules=7,
         vary_length=False,  # each episode has a limit of its own, so that short programs come first
         reward="tests",  # tests, quality or combined
         graded=True,  # wrong lists and strings count for what they share with the right ones

@@ -24,6 +24,6 @@ run() { # name, flags of train_dqn.py
 
 run plain --double False --dueling False --per_alpha 0 --lower_bound False
 run bound --double False --dueling False --per_alpha 0
-run nstep --lower_bound False --n_step 8
+run nstep --lower_bound False --n_step 7
 run all
 python compare_runs.py --html --results_dir results/dqn

@@ -59,7 +59,7 @@ class Config:
     epsilon_attempts: float = 0.3  # of those others
     render: bool = False  # show every program as it grows
     # -- environment --
-    max_rules: int = 8
+    max_rules: int = 7
     vary_length: bool = True  # each episode has a limit of its own up to max_rules: short programs come first
     focus: float = 0.8  # how much rarer a problem is drawn that is always solved
     reward: str = "tests"  # or quality, combined: see reward_of in code_env.py

@@ -98,7 +98,7 @@ def test_operators_keep_their_brackets(env):
             len(env.rules) + "ab".index(text) if len(text) == 1 else rule(env, text)
         )
     assert ended and run_program(env.problem, env.program, [[[5, 3], 16]]) == [16]
-    assert reward == pytest.approx(1 - (7 + 3) / 16 - 0.03)  # 7 of 8 rules, depth 3
+    assert reward == pytest.approx(1 - (7 + 3) / 14 - 0.03)  # 7 of 7 rules, depth 3
     right = sum((a + b) * (a - b) == a + b for (a, b), _ in env.problem.tests)
     assert env.render().endswith(f"return (a + b) * (a - b)    # passes {right} of 13 tests") and right < 13
 
@@ -210,7 +210,7 @@ def test_limits_vary_from_the_shortest_program_on(env):
     env = CodeEnv(env.problems[:8], vary_length=True)
     env.reset(seed=5)
     limits = [(env.reset(options={"index": 1}), env.rules_left)[1] for _ in range(200)]
-    assert set(limits) == set(range(3, 9))  # the shortest, n % 2 == 0, has two
+    assert set(limits) == set(range(3, 8))  # the shortest, n % 2 == 0, has two
     assert {env.reset()[0].sum() and env.index for _ in range(200)} == set(range(8))
 
 

@@ -206,4 +206,4 @@ def test_what_dqn_runs(copy):
         parts = "double", "dueling", "per_alpha", "lower_bound", "n_step"
         chosen = [tuple(agent[part] for part in parts) for agent in trained]
         assert chosen[:2] == [(False, False, 0, False, 1), (False, False, 0, True, 1)]
-        assert chosen[2:] == [(True, True, 0.6, False, 8), (True, True, 0.6, True, 1)]
+        assert chosen[2:] == [(True, True, 0.6, False, 7), (True, True, 0.6, True, 1)]
