@@ -31,7 +31,7 @@ from data.dqn_problems import make_problem, read_problems
 from sandbox import Sandbox
 
 TRAIN, TEST = ROOT / "data/dqn_train.json", ROOT / "data/dqn_test.json"
-NUM_PROGRAMS = int(os.environ.get("DQN_PROGRAMS", "500"))  # 2000 take half a minute
+NUM_PROGRAMS = 2000
 
 
 @pytest.fixture(scope="module")
