@@ -23,7 +23,7 @@ smol) # one run of each script, all with 1,456 sampled completions (DPO: 1,452);
     : "${SFT_LR:=2e-4}" "${RL_LR:=1e-4}" "${PPO_LR:=5e-5}" "${GRPO_LR:=1e-4}" "${DPO_LR:=5e-5}"
     : "${CRITIC_LR:=1e-4}" "${CRITIC_WARMUP:=20}" "${RL_BATCH:=16}" "${DPO_BATCH:=8}" "${MICRO_BATCH:=8}"
     : "${STEPS:=91}" "${CANDIDATES:=4}" "${AC_STEPS:=$((STEPS - CRITIC_WARMUP))}" "${AC_BATCH:=16}"
-    : "${ALPHAS:=0.01}" "${BATCHES:=16}" "${LOSSES:=dapo}" "${GROUP:=4}" "${RUNS:=dpo}" "${LAMS:=1}"
+    : "${ALPHAS:=0.01}" "${BATCHES:=16}" "${LOSSES:=dapo}" "${GROUP_SIZE:=4}" "${RUNS:=dpo}" "${LAMS:=1}"
     [ "$MODEL" != data/smollm2 ] || : "${NAME:=smol}"
     ;;
 *)
@@ -32,7 +32,7 @@ smol) # one run of each script, all with 1,456 sampled completions (DPO: 1,452);
     ;;
 esac
 NAME=${NAME:-$(basename "$MODEL")} # the prefix of checkpoints and results
-: "${AC_STEPS:=$STEPS}" "${AC_BATCH:=8}" # of actor-critic, after the warm-up of its critic
+: "${AC_STEPS:=$STEPS}" "${AC_BATCH:=8}" # actor-critic, after CRITIC_WARMUP
 
 : "${SPLIT:=test}" # dev: where hyperparameters are chosen. HumanEval's dev tasks are trained on
 case $PROFILE-$DATASET-$SPLIT in

@@ -21,7 +21,7 @@ for LOSS in ${LOSSES:-dapo dr_grpo}; do
         --loss_type "$LOSS" \
         --scale "$SCALE" \
         --batch_size 4 \
-        --samples_per_task "${GROUP:-8}" \
+        --samples_per_task "${GROUP_SIZE:-8}" \
         --micro_batch_size "$MICRO_BATCH" \
         --num_updates "${NUM_UPDATES:-$STEPS}" \
         --learning_rate "$GRPO_LR"

@@ -150,7 +150,7 @@ def test_faults_end_in_one_line_and_leave_nothing(calls, tmp_path, monkeypatch, 
 
 @torch.no_grad()
 def test_smollm2_knows_python():
-    """Weights unpacked in a wrong order would load just as well, and score like noise (a loss of 10.8)."""
+    """0.90; it is 1.93 where the rows of the queries and keys stay in the order of GGUF files."""
     if not SMOLLM2.is_dir():
         pytest.skip("no data/smollm2")
     tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
@@ -158,4 +158,4 @@ def test_smollm2_knows_python():
     text = "def is_even(n):\n    return n % 2 == 0\n\n\ndef is_odd(n):\n    return n % 2 == 1\n"
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     assert tokenizer.decode(ids[0]) == text
-    assert model(ids, labels=ids).loss < 2
+    assert model(ids, labels=ids).loss < 1.4
