@@ -65,6 +65,7 @@ def check(folder, done, source):
     assert done.stdout.splitlines()[-1] == f"{folder}: {kept.strip()}"
     weights, tiny = load_file(folder / "model.safetensors"), load_file(TINY / "model.safetensors")
     assert weights.keys() == tiny.keys()
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert all(torch.equal(weights[name], tiny[name].bfloat16()) for name in tiny)
     assert (folder / "tokenizer.json").is_file() and (folder / "config.json").is_file()
     assert list(folder.parent.iterdir()) == [folder]
