@@ -21,7 +21,7 @@ tiny) # SFT is short on purpose and PPO collapses at 5e-4: see README, "The tiny
 smol) # one run of each script, all with 1,456 sampled completions (DPO: 1,452); nothing is tuned yet
     : "${MODEL:=data/smollm2}" "${DATASET:=mbpp}" "${NEW_TOKENS:=160}"
     : "${SFT_LR:=2e-4}" "${RL_LR:=1e-4}" "${PPO_LR:=5e-5}" "${GRPO_LR:=1e-4}" "${DPO_LR:=5e-5}"
-    : "${CRITIC_LR:=1e-4}" "${CRITIC_WARMUP:=20}" "${RL_BATCH:=16}" "${DPO_BATCH:=8}" "${MICRO_BATCH:=8}"
+    : "${CRITIC_LR:=1e-4}" "${CRITIC_WARMUP:=20}" "${RL_BATCH:=16}" "${DPO_BATCH:=8}" "${MICRO_BATCH:=4}"
     : "${STEPS:=91}" "${CANDIDATES:=4}" "${AC_STEPS:=$((STEPS - CRITIC_WARMUP))}" "${AC_BATCH:=16}"
     : "${ALPHAS:=0.01}" "${BATCHES:=16}" "${LOSSES:=dapo}" "${GROUP_SIZE:=4}" "${RUNS:=dpo}" "${LAMS:=1}"
     [ "$MODEL" != data/smollm2 ] || : "${NAME:=smol}"

@@ -278,7 +278,7 @@ def small_llama(folder):
 
 @pytest.mark.parametrize("model", ["random", "SmolLM2"])
 def test_smol_runs(copy, model):
-    """Two tasks and one update: train_GRPO.sh without its plots, then the training of the others."""
+    """Two tasks, one update: train_GRPO.sh without its plots; with the random model the others' training too."""
     if model == "random":
         small_llama(copy / "model")
     elif SMOLLM2.is_dir():
@@ -304,16 +304,18 @@ def test_smol_runs(copy, model):
         "BATCHES": 4,
     }
     commands = calls_of(copy, "GRPO", MODEL="model", NAME="smol", **short, **SMOL)[:-1]
-    for name in "SFT_RL", "PPO", "AC":
-        calls = calls_of(copy, name, MODEL="model", NAME="smol", **short, **SMOL)
-        commands += [call for call in calls if call[0].startswith("train_") and call not in commands]
-    assert len(commands) == 8
+    expected = {"grpo_dapo": 16}  # completions
+    if model == "random":  # GRPO alone shows that SmolLM2 can be trained
+        expected |= {"rl_alpha0.01_1": 16, "ppo_alpha0.01_4": 4, "ac_lam1": 16}
+        for name in "SFT_RL", "PPO", "AC":
+            calls = calls_of(copy, name, MODEL="model", NAME="smol", **short, **SMOL)
+            commands += [call for call in calls if call[0].startswith("train_") and call not in commands]
     for command in commands:
         done = run_script(*command, cwd=copy)
         assert done.returncode == 0, done.stderr
     for name in "base", "sft", "grpo_dapo":
         metrics = json.loads((copy / f"results/smol/dev/smol_{name}_metrics.json").read_text())
         assert metrics["num_tasks"] == 2
-    for name in "rl_alpha0.01_1", "ppo_alpha0.01_4", "grpo_dapo", "ac_lam1":
-        lines = (copy / f"checkpoints/smol_lora_{name}/samples.jsonl").read_text().splitlines()
-        assert len(lines) == (4 if "ppo" in name else 16)
+    logs = copy.glob("checkpoints/*/samples.jsonl")
+    sampled = {log.parent.name.removeprefix("smol_lora_"): len(log.read_text().splitlines()) for log in logs}
+    assert sampled == expected
