@@ -278,7 +278,7 @@ def small_llama(folder):
 
 @pytest.mark.parametrize("model", ["random", "SmolLM2"])
 def test_smol_runs(copy, model):
-    """Two tasks, one update: train_GRPO.sh without its plots; with the random model the others' training too."""
+    """Two tasks, one update: train_GRPO.sh without plots; with the random model the others' training too."""
     if model == "random":
         small_llama(copy / "model")
     elif SMOLLM2.is_dir():
