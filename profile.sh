@@ -18,35 +18,54 @@ tiny) # SFT is short on purpose and PPO collapses at 5e-4: see README, "The tiny
     : "${STEPS:=60}" "${CANDIDATES:=8}"
     [ "$MODEL" != data/tiny_coder ] || : "${NAME:=tiny}"
     ;;
+smol) # one run of each script, all with 1,456 sampled completions (DPO: 1,452); nothing is tuned yet
+    : "${MODEL:=data/smollm2}" "${DATASET:=mbpp}" "${NEW_TOKENS:=160}"
+    : "${SFT_LR:=2e-4}" "${RL_LR:=1e-4}" "${PPO_LR:=5e-5}" "${GRPO_LR:=1e-4}" "${DPO_LR:=5e-5}"
+    : "${CRITIC_LR:=1e-4}" "${CRITIC_WARMUP:=20}" "${RL_BATCH:=16}" "${DPO_BATCH:=8}" "${MICRO_BATCH:=4}"
+    : "${STEPS:=91}" "${CANDIDATES:=4}" "${AC_STEPS:=$((STEPS - CRITIC_WARMUP))}" "${AC_BATCH:=16}"
+    : "${ALPHAS:=0.01}" "${BATCHES:=16}" "${LOSSES:=dapo}" "${GROUP_SIZE:=4}" "${RUNS:=dpo}" "${LAMS:=1}"
+    [ "$MODEL" != data/smollm2 ] || : "${NAME:=smol}"
+    ;;
 *)
-    echo "PROFILE is deepseek or tiny, not $PROFILE" >&2
+    echo "PROFILE is deepseek, smol or tiny, not $PROFILE" >&2
     exit 2
     ;;
 esac
 NAME=${NAME:-$(basename "$MODEL")} # the prefix of checkpoints and results
+: "${AC_STEPS:=$STEPS}" "${AC_BATCH:=8}" # actor-critic, after CRITIC_WARMUP
 
-case $PROFILE-$DATASET in
-deepseek-humaneval | tiny-mini) RESULTS=results ;;
-deepseek-mbpp) # HumanEval, on which nothing was trained, is a second test
+: "${SPLIT:=test}" # dev: where hyperparameters are chosen. HumanEval's dev tasks are trained on
+case $PROFILE-$DATASET-$SPLIT in
+deepseek-humaneval-test | tiny-mini-*) RESULTS=results ;;
+deepseek-mbpp-*) # HumanEval, on which nothing was trained, is a second test
     NAME=${NAME}_mbpp
     RESULTS=results/mbpp
     ;;
+smol-mbpp-*) RESULTS=results/smol ;;
 *)
-    echo "DATASET is humaneval or mbpp for the profile deepseek, mini for tiny, not $DATASET (own files: DATA=my)" >&2
+    echo "DATASET is humaneval or mbpp for the profile deepseek, mbpp for smol, mini for tiny, not $DATASET" \
+        "(own files: DATA=my); humaneval has no SPLIT but test" >&2
     exit 2
     ;;
 esac
+SECOND=""
+if [ "$SPLIT" != test ]; then
+    RESULTS=$RESULTS/$SPLIT
+elif [ "$DATASET" = mbpp ]; then
+    SECOND=data/humaneval_all.jsonl
+fi
 : "${DATA:=data/$DATASET}"
 case $DATA in
 data/humaneval | data/mbpp) [ -f "${DATA}_train.jsonl" ] || python "data/prepare_${DATA#data/}.py" ;;
 esac
-[ "$DATASET" != mbpp ] || [ -f data/humaneval_all.jsonl ] || python data/prepare_humaneval.py
-for FILE in "${DATA}_train.jsonl" "${DATA}_test.jsonl"; do
+[ -z "$SECOND" ] || [ -f "$SECOND" ] || python data/prepare_humaneval.py
+for FILE in "${DATA}_train.jsonl" "${DATA}_$SPLIT.jsonl"; do
     if [ ! -f "$FILE" ]; then
-        echo "$FILE is missing: DATA=my stands for the task files my_train.jsonl and my_test.jsonl" >&2
+        echo "$FILE is missing: DATA=my stands for the task files my_train.jsonl and my_$SPLIT.jsonl" >&2
         exit 2
     fi
 done
+[ "$MODEL" != data/smollm2 ] || [ -f data/smollm2/config.json ] || python data/get_smollm2.py
 
 evaluate_on() { # task file, folder of the results, name of the results, model or adapter
     python eval_humaneval.py --resume \
@@ -57,12 +76,12 @@ evaluate_on() { # task file, folder of the results, name of the results, model o
         --max_new_tokens "$NEW_TOKENS"
 }
 evaluate() { # name of the results, model or adapter
-    evaluate_on "${DATA}_test.jsonl" "$RESULTS" "$@"
-    [ "$DATASET" != mbpp ] || evaluate_on data/humaneval_all.jsonl "$RESULTS/humaneval" "$@"
+    evaluate_on "${DATA}_$SPLIT.jsonl" "$RESULTS" "$@"
+    [ -z "$SECOND" ] || evaluate_on "$SECOND" "$RESULTS/humaneval" "$@"
 }
 compare() { # all results: table, paired tests, plots, report
     python compare_runs.py --html --results_dir "$RESULTS"
-    [ "$DATASET" != mbpp ] || python compare_runs.py --html --results_dir "$RESULTS/humaneval"
+    [ -z "$SECOND" ] || python compare_runs.py --html --results_dir "$RESULTS/humaneval"
 }
 
 SFT=checkpoints/${NAME}_lora_sft_v2

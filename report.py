@@ -1,7 +1,7 @@
 """Plots and the HTML page of compare_runs.py.
 
-report.html is report_template.html with everything in it: tables, plots and completions, as one file that
-needs no network. What models wrote goes into it as data, and the page shows it as text.
+report.html is report_template.html with all tables, plots and completions in it: it needs no network. What
+models wrote goes into it as data, and the page shows it as text.
 """
 
 import base64
@@ -29,7 +29,7 @@ plt.rcParams.update({"axes.grid": True, "axes.axisbelow": True, "grid.color": "0
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 9})
 
 METHODS = {"base": "0.5", "SFT": "C2", "REINFORCE": "C1", "PPO": "C0"}  # colour; in this order
-METHODS |= {"ACTOR-CRITIC": "C4", "GRPO": "C9", "DPO": "C6"}
+METHODS |= {"ACTOR-CRITIC": "C4", "GRPO": "C9", "DPO": "C6", "DQN": "C5"}
 PANELS: dict[str, tuple] = {  # label in the learning curves: factor, the names of its field in the logs
     "pass rate (%)": (100, "avg_base_reward", "base_reward"),
     "dev pass@1 (%)": (100, "dev_pass_at_1"),  # greedy, with --dev_path
@@ -45,6 +45,8 @@ PANELS: dict[str, tuple] = {  # label in the learning curves: factor, the names 
     "DPO: log-prob of chosen since SFT (per token)": (1, "change_chosen"),  # may fall, too
     "DPO: log-prob of rejected since SFT (per token)": (1, "change_rejected"),
 }
+DQN = "avg_return", "train_greedy", "test_greedy", "td_loss", "epsilon", "q_mean"  # see docs/dqn.md
+PANELS |= {f"DQN: {name}": (1, name) for name in DQN}
 OUTCOMES = {  # in the order of the bars: label, colour
     "passed": ("passed", "#2e9e5b"),
     "failed": ("wrong answer", "#e0a030"),

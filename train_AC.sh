@@ -18,10 +18,10 @@ for LAM in ${LAMS:-1 0.95}; do
         --output_dir "checkpoints/${NAME}_lora_ac_lam$LAM" \
         --max_new_tokens "$NEW_TOKENS" \
         --lam "$LAM" \
-        --batch_size 8 \
+        --batch_size "$AC_BATCH" \
         --micro_batch_size "$MICRO_BATCH" \
         --critic_warmup "$CRITIC_WARMUP" \
-        --num_updates "$((${NUM_UPDATES:-$STEPS} + CRITIC_WARMUP))" \
+        --num_updates "$((${NUM_UPDATES:-$AC_STEPS} + CRITIC_WARMUP))" \
         --learning_rate "$PPO_LR" \
         --critic_learning_rate "$CRITIC_LR"
     evaluate "${NAME}_ac_lam$LAM" "checkpoints/${NAME}_lora_ac_lam$LAM"

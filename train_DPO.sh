@@ -3,6 +3,7 @@
 #
 #   sh train_DPO.sh                   the 1.3B model where there is a CUDA device, the tiny model elsewhere
 #   PROFILE=tiny sh train_DPO.sh      the tiny model anywhere; profile.sh lists what else can be set
+#   RUNS=dpo sh train_DPO.sh          one run, not two
 #
 # Time: not measured. To repeat a stage, delete its folder; for new candidates also delete what was trained on the old.
 set -eu
@@ -19,7 +20,7 @@ python eval_humaneval.py --resume \
     --n_samples "$CANDIDATES" \
     --temperature 1.0
 
-for RUN in dpo dpo_longest; do
+for RUN in ${RUNS:-dpo dpo_longest}; do
     RULE="" # that of make_pairs.py; the other one is a rule of public scripts: see docs/pairs.md
     [ "$RUN" = dpo ] || RULE="--rejected longest --stop_pairs 0 --n_best 1"
     PAIRS=data/pairs/${NAME}_$RUN

@@ -492,7 +492,7 @@ def test_levels_have_their_own_tables_and_tests(tmp_path):
     assert [row[3] for row in cells(hard)] == ["0 / 29", "0 / 29"]
     assert cells(counts) == [["a", "0", "0", "59", "0", "0", "0"], ["b", "0", "0", "53", "0", "0", "6"]]
     assert "Difficulty easy, 30 tasks\n" in done.stdout and "Difficulty hard | 1, 29 tasks" in done.stdout
-    assert "It is not pass@1: a program that passes nine tests of ten is wrong." in done.stdout
+    assert "passing rate is not pass@1: a program that passes nine tests of ten is wrong." in done.stdout
     assert "1 pairs and 1 of their levels are compared at p < 0.05: about 0.1 " in done.stdout
     (pair,) = map(json.loads, (tmp_path / "results/pairs.jsonl").read_text().splitlines())
     assert list(pair["by_difficulty"]) == ["easy"] and pair["by_difficulty"]["easy"]["p"] == 2 / 2**6

@@ -23,6 +23,7 @@ SCRIPT_OF = {
     "actor_critic": "train_actor_critic_lora.py",
     "grpo": "train_grpo_lora.py",
     "dpo": "train_dpo_lora.py",
+    "dqn": "train_dqn.py",
 }
 ALGORITHMS = [f"docs/{name}.md" for name in SCRIPT_OF]
 HEADINGS = "Idea, Equation, Pseudo-code, Usage, Logged metrics, Implementation details, Results, Known limits"

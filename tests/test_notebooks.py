@@ -1,4 +1,4 @@
-"""In real notebooks: every script pasted whole into one cell or started by %run; the walkthrough of PPO."""
+"""In real notebooks: every script pasted whole into one cell or started by %run; the two walkthroughs."""
 
 import asyncio
 import json
@@ -11,6 +11,7 @@ from conftest import ROOT
 from nbclient import NotebookClient
 
 WALKTHROUGH = "notebooks/ppo_walkthrough.ipynb"
+DQN_WALKTHROUGH = "notebooks/dqn_walkthrough.ipynb"
 
 
 def pasted(script, **values):
@@ -154,13 +155,34 @@ def test_walkthrough_runs_in_a_clone(tmp_path):
     assert (clone / "checkpoints/walkthrough_ppo/run_config.json").is_file()
 
 
-def test_walkthrough_is_stored_with_its_outputs():
-    notebook = nbformat.read(ROOT / WALKTHROUGH, as_version=4)
+def test_dqn_walkthrough_runs_in_a_clone(tmp_path):
+    """All cells, with a twentieth of the steps: the clone is a link to all but what a run writes."""
+    clone = tmp_path / "clone"
+    (clone / "notebooks").mkdir(parents=True)
+    for name in "code_env.py", "data", "sandbox.py", "sandbox_worker.py", "train_dqn.py":
+        (clone / name).symlink_to(ROOT / name)
+    notebook = nbformat.read(ROOT / DQN_WALKTHROUGH, as_version=4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace(
+            "--total_steps 60000 --eval_every 5000", "--total_steps 2560 --eval_every 1280"
+        )
+    resources = {"metadata": {"path": str(clone / "notebooks")}}
+    NotebookClient(notebook, timeout=600, resources=resources).execute()
+    for name in "dqn", "unbounded":
+        log = (clone / f"checkpoints/walkthrough_{name}/dqn_train_log.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in log] == [1280, 2560]
+
+
+@pytest.mark.parametrize("path, num_plots", [(WALKTHROUGH, 5), (DQN_WALKTHROUGH, 3)])
+def test_walkthrough_is_stored_with_its_outputs(path, num_plots):
+    notebook = nbformat.read(ROOT / path, as_version=4)
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) == 5
+    assert (
+        sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) == num_plots
+    )
     for cell in cells:
         assert not re.search(r"Warning|Traceback|(?<![\w.])/(work|tmp|home|root|opt)/", text_of(cell))
         assert not cell.metadata
-    assert (ROOT / WALKTHROUGH).stat().st_size < 600_000
+    assert (ROOT / path).stat().st_size < 600_000

@@ -1,5 +1,9 @@
-"""profile.sh and the five train_*.sh, with a `python` that only writes down how it was called."""
+"""profile.sh and the six train_*.sh, with a `python` that only writes down how it was called.
 
+At the end the commands of the profile smol really run: on a small random model, and on SmolLM2 where it is.
+"""
+
+import json
 import os
 import shutil
 import subprocess
@@ -7,8 +11,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from transformers import HfArgumentParser
+from conftest import ROOT, run_script
+from transformers import AutoTokenizer, HfArgumentParser, LlamaConfig, LlamaForCausalLM
+
+from data.prepare_mbpp import to_task
 
 STUB = """#!/bin/sh
 printf '%s\\t' "$@" >>calls
@@ -16,11 +22,14 @@ echo >>calls
 [ "$(wc -l <calls)" -ne "${STOP_AT:-0}" ] || exit 130
 case $1 in
 data/prepare_humaneval.py) for SIDE in train test all; do touch data/humaneval_$SIDE.jsonl; done ;;
-data/prepare_mbpp.py) for SIDE in train test; do touch data/mbpp_$SIDE.jsonl; done ;;
+data/prepare_mbpp.py) for SIDE in train dev test; do touch data/mbpp_$SIDE.jsonl; done ;;
+data/get_smollm2.py) mkdir data/smollm2 && touch data/smollm2/config.json ;;
 esac
 """
 SCRIPTS = "PPO", "SFT_RL", "GRPO", "DPO", "AC"
 MBPP = {"PROFILE": "deepseek", "DATASET": "mbpp"}
+SMOL = {"PROFILE": "smol"}
+SMOLLM2 = Path(os.environ.get("SMOLLM2", ROOT / "data/smollm2"))
 each_script = pytest.mark.parametrize("name", SCRIPTS)
 
 
@@ -31,7 +40,7 @@ def copy(tmp_path):
     (copy / "data").mkdir(parents=True)
     for path in ROOT.glob("*.sh"):
         shutil.copy(path, copy)
-    for side in "train", "test":
+    for side in "train", "dev", "test":
         (copy / f"data/mini_{side}.jsonl").touch()
     (tmp_path / "python").write_text(STUB)
     (tmp_path / "python").chmod(0o755)
@@ -55,6 +64,11 @@ def calls_of(copy, name, **values):
     return calls
 
 
+def scripts_of(copy, name, **values):
+    """The calls without those that make data or a model."""
+    return [call for call in calls_of(copy, name, **values) if not call[0].startswith("data/")]
+
+
 def flags_of(call):
     """{flag: its value, or True}, as the script itself reads them where it has a Config."""
     script, *words = call
@@ -69,10 +83,12 @@ def flags_of(call):
 
 
 @each_script
-@pytest.mark.parametrize("values", [{}, {"PROFILE": "deepseek"}, MBPP, {"DATA": "data/mini", "NAME": "mine"}])
+@pytest.mark.parametrize(
+    "values", [{}, {"PROFILE": "deepseek"}, MBPP, SMOL, {"DATA": "data/mini", "NAME": "mine"}]
+)
 def test_commands_are_understood_and_read_what_is_there(copy, name, values):
     made, trained, evaluated, compared = set(), [], [], []
-    calls = [call for call in calls_of(copy, name, **values) if "prepare" not in call[0]]
+    calls = scripts_of(copy, name, **values)
     for call in calls:
         flags = flags_of(call)
         for flag in {"train_path", "task_path", "data_path"} & flags.keys():
@@ -96,10 +112,10 @@ def test_commands_are_understood_and_read_what_is_there(copy, name, values):
         assert len({flags["data_path"] for flags in here}) == 1
     others = [flags["results_dir"] for flags in evaluated if flags["results_dir"] not in compared]
     assert others == ["results/candidates"] * (name == "DPO")
-    assert len(models) == {"PPO": 6, "SFT_RL": 4, "GRPO": 4, "DPO": 4, "AC": 4}[name]
+    assert len(models) == (3 if values == SMOL else {"PPO": 6}.get(name, 4))
 
 
-@each_script
+@pytest.mark.parametrize("name", [*SCRIPTS, "DQN"])
 def test_interrupted_anywhere_and_started_again(copy, name):
     """It ends with the command that was interrupted; the same commands go on."""
     calls = calls_of(copy, name)
@@ -108,17 +124,21 @@ def test_interrupted_anywhere_and_started_again(copy, name):
         assert done.returncode == 130 and before == calls[:number]
     assert calls_of(copy, name) == calls
     without_model = "make_pairs.py", "compare_runs.py"
-    assert all(call[1] == "--resume" for call in calls if call[0] not in without_model)
+    trained = [call for call in calls if call[0] not in without_model and "--evaluate" not in call]
+    assert all(call[1] == "--resume" for call in trained)
 
 
 @each_script
 @pytest.mark.parametrize(
     "values, part",
     [
-        ({"PROFILE": "huge"}, "PROFILE is deepseek or tiny, not huge"),
+        ({"PROFILE": "huge"}, "PROFILE is deepseek, smol or tiny, not huge"),
         ({"DATASET": "apps"}, "not apps"),
         ({"DATASET": "mbpp"}, "mbpp for the profile deepseek"),
         ({"DATASET": "mini", "PROFILE": "deepseek"}, "mini for tiny"),
+        ({"DATASET": "mini", "PROFILE": "smol"}, "mbpp for smol"),
+        ({"PROFILE": "deepseek", "SPLIT": "dev"}, "humaneval has no SPLIT but test"),
+        ({"SPLIT": "valid"}, "data/mini_valid.jsonl is missing: "),
         ({"DATA": "data/other"}, "data/other_train.jsonl is missing"),
         ({"DATA": "data/other", "PROFILE": "deepseek"}, "data/other_train.jsonl is missing"),
     ],
@@ -155,6 +175,53 @@ def test_mbpp_is_also_tested_on_all_of_humaneval(copy):
     assert {flags["exp_name"].partition("_mbpp_")[0] for flags in evaluated} == {"deepseek_1_3b"}
 
 
+def test_dev_split_leaves_the_test_files_alone(copy):
+    folders = {"tiny": "results/dev", "deepseek": "results/mbpp/dev", "smol": "results/smol/dev"}
+    for values in {"PROFILE": "tiny"}, MBPP, SMOL:
+        calls = calls_of(copy, "GRPO", SPLIT="dev", **values)
+        evaluated = [flags_of(call) for call in calls if call[0] == "eval_humaneval.py"]
+        assert {Path(flags["data_path"]).name for flags in evaluated} <= {"mini_dev.jsonl", "mbpp_dev.jsonl"}
+        assert {flags["results_dir"] for flags in evaluated} == {folders[values["PROFILE"]]}
+        assert [call for call in calls if call[0] == "compare_runs.py"] == [calls[-1]]
+        assert flags_of(calls[-1])["results_dir"] == folders[values["PROFILE"]]
+        assert ["data/prepare_humaneval.py"] not in calls
+
+
+def test_smollm2_is_made_once_and_not_for_other_models(copy):
+    made = ["data/get_smollm2.py"]
+    assert calls_of(copy, "DPO", **SMOL)[:3] == [
+        ["data/prepare_mbpp.py"],
+        ["data/prepare_humaneval.py"],
+        made,
+    ]
+    assert made not in calls_of(copy, "DPO", **SMOL)
+    shutil.rmtree(copy / "data/smollm2")
+    assert made not in calls_of(copy, "DPO", MODEL="other", **SMOL)
+
+
+def test_smol_samples_equally_many_completions_for_each_method(copy):
+    sampled, names = {}, []
+    for name in SCRIPTS:
+        for call in scripts_of(copy, name, **SMOL):
+            flags = flags_of(call)
+            updates = flags.get("num_updates", flags.get("num_steps"))
+            if "--n_samples" in call:
+                sampled[name] = 363 * flags["n_samples"]  # data/mbpp_train.jsonl
+            elif updates:
+                sampled[name] = updates * flags["batch_size"] * flags.get("samples_per_task", 1)
+            names += (
+                [flags["exp_name"]]
+                if flags.get("results_dir") == "results/smol" and "exp_name" in flags
+                else []
+            )
+            assert flags.get("max_new_tokens", 160) in (160, "160")
+    assert sampled == dict.fromkeys(SCRIPTS, 16 * 91) | {"DPO": 4 * 363}
+    assert set(names) == {
+        *("smol_base", "smol_sft", "smol_rl_alpha0.01_91", "smol_ppo_alpha0.01_16"),
+        *("smol_ac_lam1", "smol_grpo_dapo", "smol_dpo"),
+    }
+
+
 def test_what_actor_critic_runs(copy):
     short = {"LAMS": 0.9, "NUM_UPDATES": 2, "CRITIC_WARMUP": 1}
     for values, lams, warmup, updates in ({}, [1, 0.95], 40, 140), (short, [0.9], 1, 3):
@@ -188,3 +255,86 @@ def test_what_grpo_and_dpo_run(copy):
             flags = flags_of(call)
             given = "beta", "learning_rate", "num_epochs", "batch_size"
             assert [flags[flag] for flag in given] == [0.1, 5e-4, 0.5, 16]
+
+
+def test_what_dqn_runs(copy):
+    """Each agent is trained, then evaluated under a name of its own on problems held out."""
+    for values, given in ({}, (200_000, 1)), ({"STEPS": 60_000, "SEED": 3}, (60_000, 3)):
+        *calls, compare = calls_of(copy, "DQN", **values)
+        flags = [flags_of(call) for call in calls]
+        trained, evaluated = flags[::2], flags[1::2]
+        assert len({each["output_dir"] for each in trained}) == len(trained) == len(evaluated) == 4
+        for agent, test in zip(trained, evaluated):
+            assert (agent["total_steps"], agent["seed"]) == given and not agent["evaluate"]
+            assert test["evaluate"] == agent["output_dir"] and test["problems"] == agent["test_path"]
+            assert test["results"] == f"results/dqn/{Path(agent['output_dir']).name}"
+        assert flags_of(compare) == {"html": True, "results_dir": "results/dqn"}
+        parts = "double", "dueling", "per_alpha", "lower_bound", "n_step"
+        chosen = [tuple(agent[part] for part in parts) for agent in trained]
+        assert chosen[:2] == [(False, False, 0, False, 1), (False, False, 0, True, 1)]
+        assert chosen[2:] == [(True, True, 0.6, False, 7), (True, True, 0.6, True, 1)]
+
+
+# ---- the profile smol, really run ---------------------------------------------------------------------
+
+
+def small_llama(folder):
+    """As SmolLM2: Llama with three heads to a key-value head, tied embeddings; with the tiny tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data/tiny_coder")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=144,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("model", ["random", "SmolLM2"])
+def test_smol_runs(copy, model):
+    """Two tasks, one update: train_GRPO.sh without plots; with the random model the others' training too."""
+    if model == "random":
+        small_llama(copy / "model")
+    elif SMOLLM2.is_dir():
+        (copy / "model").symlink_to(SMOLLM2.resolve())
+    else:
+        pytest.skip("no data/smollm2")
+    tasks = []
+    for number in 1, 2:
+        row = {"task_id": number, "text": f"Add {number}.", "code": f"def f(x):\n    return x + {number}"}
+        row |= {
+            "test_setup_code": "",
+            "test_list": [f"assert f(1) == {number + 1}", f"assert f(2) == {number + 2}"],
+        }
+        tasks.append(json.dumps(to_task(row, 1)) + "\n")
+    for side in "train", "dev":
+        (copy / f"data/mbpp_{side}.jsonl").write_text("".join(tasks))
+    short = {
+        "SPLIT": "dev",
+        "NEW_TOKENS": 8,
+        "NUM_UPDATES": 1,
+        "NUM_STEPS": 1,
+        "CRITIC_WARMUP": 0,
+        "BATCHES": 4,
+    }
+    commands = calls_of(copy, "GRPO", MODEL="model", NAME="smol", **short, **SMOL)[:-1]
+    expected = {"grpo_dapo": 16}  # completions
+    if model == "random":  # GRPO alone shows that SmolLM2 can be trained
+        expected |= {"rl_alpha0.01_1": 16, "ppo_alpha0.01_4": 4, "ac_lam1": 16}
+        for name in "SFT_RL", "PPO", "AC":
+            calls = calls_of(copy, name, MODEL="model", NAME="smol", **short, **SMOL)
+            commands += [call for call in calls if call[0].startswith("train_") and call not in commands]
+    for command in commands:
+        done = run_script(*command, cwd=copy)
+        assert done.returncode == 0, done.stderr
+    for name in "base", "sft", "grpo_dapo":
+        metrics = json.loads((copy / f"results/smol/dev/smol_{name}_metrics.json").read_text())
+        assert metrics["num_tasks"] == 2
+    logs = copy.glob("checkpoints/*/samples.jsonl")
+    sampled = {log.parent.name.removeprefix("smol_lora_"): len(log.read_text().splitlines()) for log in logs}
+    assert sampled == expected
