@@ -84,7 +84,7 @@ def test_a_section_that_fails_or_hangs_does_not_end_the_others(tmp_path, capsys)
     assert 3 <= hangs["wall_s"] < 10
     assert not runs(int(pids.read_text()))  # what it had started
     assert "error" in odd and late["error"] == "not begun: the 0 s of all sections are over"
-    assert works["seconds"] == [2.0] and "error" not in works and works["wall_s"] > 0
+    assert works["seconds"] == [2.0] and "error" not in works
     printed = capsys.readouterr().out
     assert printed.count("\nworks") == 2 and "2.00 s per update  ours 7 tokens/s" in printed
     assert "ValueError: what went wrong" in printed
@@ -103,9 +103,11 @@ def test_ending_the_gpu_benchmark_ends_its_section(tmp_path):
     ]
     process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not (below := psutil.Process(process.pid).children()):
+    below = []
+    while not any("--child" in child.cmdline() for child in below):
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.2)
+        below = psutil.Process(process.pid).children()
     process.terminate()
     assert process.wait(30) != 0
     assert not [child for child in psutil.wait_procs(below, timeout=10)[1] if runs(child.pid)]
