@@ -92,15 +92,7 @@ def test_a_section_that_fails_or_hangs_does_not_end_the_others(tmp_path, capsys)
 
 def test_ending_the_gpu_benchmark_ends_its_section(tmp_path):
     """SIGTERM, as `timeout` sends it; no line is left half."""
-    run = [
-        sys.executable,
-        str(ROOT / "benchmarks/gpu.py"),
-        "--tiny",
-        "--only",
-        "build",
-        "--out",
-        str(tmp_path),
-    ]
+    run = [sys.executable, "benchmarks/gpu.py", "--tiny", "--only", "build", "--out", str(tmp_path)]
     process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     below = []
@@ -110,7 +102,7 @@ def test_ending_the_gpu_benchmark_ends_its_section(tmp_path):
         below = psutil.Process(process.pid).children()
     process.terminate()
     assert process.wait(30) != 0
-    assert not [child for child in psutil.wait_procs(below, timeout=10)[1] if runs(child.pid)]
+    assert not [child for child in psutil.wait_procs(below, timeout=2)[1] if runs(child.pid)]  # not later
     assert not (tmp_path / "gpu.jsonl").exists()
 
 
