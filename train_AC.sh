@@ -17,6 +17,8 @@ for LAM in ${LAMS:-1 0.95}; do
         --train_path "${DATA}_train.jsonl" \
         --output_dir "checkpoints/${NAME}_lora_ac_lam$LAM" \
         --max_new_tokens "$NEW_TOKENS" \
+        --temperature "$TEMPERATURE" \
+        --reward "$REWARD" \
         --lam "$LAM" \
         --batch_size "$AC_BATCH" \
         --micro_batch_size "$MICRO_BATCH" \

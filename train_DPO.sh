@@ -18,7 +18,7 @@ python eval_humaneval.py --resume \
     --results_dir results/candidates \
     --max_new_tokens "$NEW_TOKENS" \
     --n_samples "$CANDIDATES" \
-    --temperature 1.0
+    --temperature "$TEMPERATURE"
 
 for RUN in ${RUNS:-dpo dpo_longest}; do
     RULE="" # that of make_pairs.py; the other one is a rule of public scripts: see docs/pairs.md

@@ -18,6 +18,8 @@ for LOSS in ${LOSSES:-dapo dr_grpo}; do
         --train_path "${DATA}_train.jsonl" \
         --output_dir "checkpoints/${NAME}_lora_grpo_$LOSS" \
         --max_new_tokens "$NEW_TOKENS" \
+        --temperature "$TEMPERATURE" \
+        --reward "$REWARD" \
         --loss_type "$LOSS" \
         --scale "$SCALE" \
         --batch_size 4 \

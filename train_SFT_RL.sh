@@ -17,6 +17,8 @@ for ALPHA in ${ALPHAS:-0.01 0.03}; do
         --train_path "${DATA}_train.jsonl" \
         --output_dir "checkpoints/${NAME}_lora_$RUN" \
         --max_new_tokens "$NEW_TOKENS" \
+        --temperature "$TEMPERATURE" \
+        --reward "$REWARD" \
         --length_penalty_alpha "$ALPHA" \
         --batch_size "$RL_BATCH" \
         --micro_batch_size "$MICRO_BATCH" \

@@ -222,6 +222,18 @@ def test_smol_samples_equally_many_completions_for_each_method(copy):
     }
 
 
+@pytest.mark.parametrize("name", ["SFT_RL", "PPO", "GRPO", "AC", "DPO"])
+def test_how_is_sampled_and_rewarded(copy, name):
+    """At 0.6 with the profile smol, at 1 elsewhere; values in front of the command count."""
+    cases = [({}, 1.0, "binary"), (SMOL, 0.6, "binary")]
+    cases += [({**SMOL, "TEMPERATURE": 0.9, "REWARD": "pass_rate"}, 0.9, "pass_rate")]
+    for values, temperature, reward in cases:
+        calls = [flags_of(call) for call in scripts_of(copy, name, **values)]
+        sampling = [flags for flags in calls if "reward" in flags or flags.get("n_samples", 1) > 1]
+        given = [(flags["temperature"], flags.get("reward", reward)) for flags in sampling]
+        assert given and set(given) == {(temperature, reward)}
+
+
 def test_what_actor_critic_runs(copy):
     short = {"LAMS": 0.9, "NUM_UPDATES": 2, "CRITIC_WARMUP": 1}
     for values, lams, warmup, updates in ({}, [1, 0.95], 40, 140), (short, [0.9], 1, 3):
