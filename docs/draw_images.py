@@ -1,4 +1,5 @@
-"""Draws docs/images from results/tiny/failures.jsonl: the curves of runs that went wrong.
+"""Draws docs/images: curves of runs that went wrong, from results/tiny/failures.jsonl, and all methods side
+by side, from results/tiny/seeds*.jsonl.
 
 python docs/draw_images.py
 """
@@ -70,8 +71,40 @@ def draw(panels, labels, runs, path):
     plt.close(figure)
 
 
+METHODS = {  # a configuration of benchmarks/tiny_seeds.py for each, as in docs/results.md
+    "base": "base",
+    "sft": "SFT",
+    "dpo_once": "DPO, 3,200 completions",
+    "grpo_dapo_rounds1_15x4": "GRPO, 480",
+    "grpo_dapo_rounds1_60": "GRPO, 1,920",
+    "rl_none_alpha0.01": "REINFORCE, 480",
+    "ppo_sequence_all_alpha0.01_8": "PPO, 480",
+    "ac_lam1_warmup80_epochs1": "PPO with a critic, 1,120",
+}
+
+
+def draw_methods(path):
+    """pass@1 of each method: a dot for each seed, a line for their mean."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True, layout="constrained")
+    for ax, name, title in zip(axes, ("seeds", "seeds_mini_hard_test"), ("test tasks", "hard tasks")):
+        lines = (ROOT / f"results/tiny/{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = list(map(json.loads, lines))
+        for place, method in enumerate(METHODS):
+            passed = [row["passed"] for row in rows if row["name"] == method]
+            scores = [100 * each.count("1") / len(each) for each in passed]
+            ax.plot(scores, [place] * len(scores), "o", color="C0", alpha=0.45, markersize=5)
+            ax.plot([np.mean(scores)] * 2, [place - 0.3, place + 0.3], color="C1", linewidth=2)
+        ax.set(title=title, xlabel="pass@1 as generated (%)", xlim=(-2, 102))
+        ax.grid(alpha=0.3, axis="x")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(METHODS)), METHODS.values())
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
 if __name__ == "__main__":
     lines = (ROOT / "results/tiny/failures.jsonl").read_text(encoding="utf-8").splitlines()
     runs = {run["name"]: run["log"] for run in map(json.loads, lines)}
     for name, (panels, labels) in IMAGES.items():
         draw(panels, labels, runs, ROOT / f"docs/images/{name}.png")
+    draw_methods(ROOT / "docs/images/methods.png")

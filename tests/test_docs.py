@@ -29,7 +29,7 @@ ALGORITHMS = [f"docs/{name}.md" for name in SCRIPT_OF]
 HEADINGS = "Idea, Equation, Pseudo-code, Usage, Logged metrics, Implementation details, Results, Known limits"
 COMMANDS = re.compile(r"(?:python|sh) [\w/]+\.(?:py|sh)(?:\\\n|[^`\n|&])*")
 MADE_BY_A_RUN = re.compile(
-    r"checkpoints/|results/|data/(?:humaneval|mbpp|apps|taco|weak|pairs)"
+    r"checkpoints/|results/|data/(?:humaneval|mbpp|apps|taco|weak|pairs|smollm2)"
     r"|HumanEval|my_|samples|\w+_log\.jsonl|mbpp\.|TACO/"
 )
 FOREIGN = {"no-deps", "num_processes", "problem_file", "dataset", "samples", "find_zero"}  # other programs'
@@ -162,12 +162,30 @@ def test_options_and_knobs_are_settings():
 
 
 def test_images_are_drawn_from_their_runs(tmp_path):
-    assert {path.stem for path in (ROOT / "docs/images").iterdir()} == set(draw_images.IMAGES)
+    assert {path.stem for path in (ROOT / "docs/images").iterdir()} == {*draw_images.IMAGES, "methods"}
     lines = (ROOT / "results/tiny/failures.jsonl").read_text().splitlines()
     runs = {run["name"]: run["log"] for run in map(json.loads, lines)}
     draw_images.draw(*draw_images.IMAGES["weak_tests"], runs, tmp_path / "weak_tests.png")
     assert (tmp_path / "weak_tests.png").stat().st_size > 10_000
     assert all(labels.keys() <= runs.keys() for _, labels in draw_images.IMAGES.values())
+    draw_images.draw_methods(tmp_path / "methods.png")
+    assert (tmp_path / "methods.png").stat().st_size > 10_000
+
+
+def test_methods_side_by_side_have_the_figures_of_their_seeds():
+    """The table of the tiny model on the page of results, row by row, against the two tables over seeds."""
+    text = section("docs/results.md", "The tiny model")
+    lines = [line for line in text.splitlines() if re.match(r"\| .* \d", line)]
+    shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    measured = []
+    for name in "seeds", "seeds_mini_hard_test":
+        lines = (ROOT / f"results/tiny/{name}.md").read_text().splitlines()
+        rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+        measured.append({row[0]: row[1:] for row in rows if len(row) == 6})
+    assert len(shown) == len(draw_images.METHODS)
+    for row, method in zip(shown, draw_images.METHODS):
+        raw, truncated, tokens, sampled, _ = measured[0][method]
+        assert row[1:] == [sampled.removeprefix("0"), raw, truncated, measured[1][method][0], tokens]
 
 
 def test_output_shown_on_the_page_on_evaluation():
