@@ -43,7 +43,7 @@ from data.evalplus_files import limits
 from data.scores import ENDINGS, left_over, read_completions, scores, summary
 from data.tasks import read_tasks, reference
 from data.truncation import truncate
-from sandbox import Sandbox, check_model, check_supported, encode_prompt, job, open_log
+from sandbox import Sandbox, check_model, check_supported, compute_dtype, encode_prompt, job, open_log
 
 from sandbox import parse_config, preflight, start_scoring, stop_ids, stop_with, trained_tokenizer  # isort: skip
 
@@ -82,9 +82,7 @@ class Config:
 
 def load_base(model_name, device, revision=None):
     """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
-    dtype = torch.float32  # for the arithmetic; the fastest format on a CPU
-    if device != "cpu" and torch.cuda.is_available():
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    dtype = compute_dtype(device)
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     args = {"quantization_config": BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype), "dtype": dtype}
     args |= {"device_map": device, "use_safetensors": True, "revision": revision, "output_loading_info": True}

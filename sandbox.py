@@ -40,6 +40,7 @@ from data.checks import (  # noqa: F401 (some are for the scripts, which share t
     check_logprobs,
     check_model,
     check_supported,
+    compute_dtype,
     parse_config,
     stop_ids,
     stop_with,

@@ -37,7 +37,8 @@ from transformers.generation import TopPLogitsWarper
 
 from sandbox import Sandbox, check_model, check_supported, encode_prompt, open_log, parse_config, shaped
 
-from sandbox import preflight, read_tasks, start_scoring, stop_ids, stop_with, trained_tokenizer  # isort: skip
+from sandbox import compute_dtype, preflight, read_tasks, start_scoring, stop_ids  # isort: skip
+from sandbox import stop_with, trained_tokenizer  # isort: skip
 
 # ---- hyperparameters ----------------------------------------------------------------------------------
 
@@ -86,9 +87,7 @@ class Config:
 
 def load_base(model_name, device, revision=None):
     """The frozen base model in 4-bit NF4 with double quantisation, and its tokenizer; or SystemExit."""
-    dtype = torch.float32  # for the arithmetic; the fastest format on a CPU
-    if device != "cpu" and torch.cuda.is_available():
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    dtype = compute_dtype(device)
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     args = {"quantization_config": BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=dtype), "dtype": dtype}
     args |= {"device_map": device, "use_safetensors": True, "revision": revision, "output_loading_info": True}

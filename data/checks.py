@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from contextlib import contextmanager
 from dataclasses import fields
@@ -42,6 +43,19 @@ def parse_config(config_class, free: str):
     if report_to not in ("none", *map(str, get_available_trackers())):  # accelerate would only warn
         raise SystemExit(f"--report_to {report_to} needs a package: pip install {report_to}")
     return config
+
+
+def compute_dtype(device):
+    """The format of a model's arithmetic: 16 bits on a GPU; on a CPU float32 or, with CPU_DTYPE=bfloat16, that:
+    faster for real models where the processor multiplies in it (avx512_bf16 or amx_bf16 in lscpu)."""
+    import torch
+
+    on_cpu = os.environ.get("CPU_DTYPE", "float32")
+    if on_cpu not in ("float32", "bfloat16"):
+        raise SystemExit(f"CPU_DTYPE is float32 or bfloat16, not {on_cpu}")
+    if device == "cpu" or not torch.cuda.is_available():
+        return getattr(torch, on_cpu)
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def check_supported(adapter_dir, config):
