@@ -66,7 +66,7 @@ class Config:
     prompt_format: Literal["completion", "chat"] = "completion"  # chat: see data/tasks.py
     n_samples: int = 1  # completions per task; above 1 needs a temperature
     k: str = "1"  # pass@k for these, as in 1,10,100; at most n_samples
-    max_length: int = 1024  # tokens of the longest prompt that is accepted
+    max_length: int = 2048  # tokens of the longest prompt that is accepted
     max_new_tokens: int = 256
     temperature: float = 0.0  # 0 is greedy
     top_p: float = 1.0
@@ -337,8 +337,11 @@ if __name__ == "__main__":
     for row, ending in product(rows.values(), ENDINGS):
         begin(row, ending)
     todo = [(name, n) for name in by_length for n in range(cfg.n_samples) if (name, n) not in rows]
-    for first in tqdm(range(0, len(todo), cfg.batch_size), disable=not sys.stderr.isatty()):
-        batch = todo[first : first + cfg.batch_size]
+    progress = tqdm(total=len(todo), disable=not sys.stderr.isatty())
+    while todo:
+        longest = max(512, len(prompt_ids[todo[0][0]]))  # MBPP has one of 1,600: fewer beside it
+        count = max(1, cfg.batch_size * 512 // longest)
+        batch, todo = todo[:count], todo[count:]
         numbers = [random_numbers(cfg.seed, *key, cfg.max_new_tokens) for key in batch]
         uniform = torch.stack(numbers) if cfg.temperature > 0 else None
         sampling = cfg.max_new_tokens, uniform, cfg.temperature or 1.0, cfg.top_p
@@ -352,6 +355,7 @@ if __name__ == "__main__":
             rows[batch[b]] = row
             for ending in ENDINGS:
                 begin(row, ending)  # its programs run while others are generated
+        progress.update(len(batch))
 
     # ---- verdicts ---------------------------------------------------------------------------------------
     rows = [rows[name, sample] for name in task_of for sample in range(cfg.n_samples)]

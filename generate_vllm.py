@@ -36,7 +36,7 @@ class Config:
     output_path: str = "samples.jsonl"
     prompt_format: Literal["completion", "chat"] = "completion"  # chat: see data/tasks.py
     n_samples: int = 1  # completions per task; above 1 needs a temperature
-    max_length: int = 1024  # tokens of the longest prompt that is accepted
+    max_length: int = 2048  # tokens of the longest prompt that is accepted
     max_new_tokens: int = 256
     temperature: float = 0.0  # 0 is greedy
     top_p: float = 1.0

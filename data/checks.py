@@ -46,8 +46,8 @@ def parse_config(config_class, free: str):
 
 
 def compute_dtype(device):
-    """The format of a model's arithmetic: 16 bits on a GPU; on a CPU float32 or, with CPU_DTYPE=bfloat16, that:
-    faster for real models where the processor multiplies in it (avx512_bf16 or amx_bf16 in lscpu)."""
+    """The format of a model's arithmetic: 16 bits on a GPU; elsewhere $CPU_DTYPE, float32 or bfloat16, the
+    faster one for real models if the processor multiplies in it (avx512_bf16 or amx_bf16 in lscpu)."""
     import torch
 
     on_cpu = os.environ.get("CPU_DTYPE", "float32")

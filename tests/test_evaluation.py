@@ -21,7 +21,7 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 import eval_humaneval as ev
@@ -414,6 +414,27 @@ def test_batches_change_nothing(folder):
     assert any(a["completion"] != b["completion"] for a, b in zip(samples[::2], samples[1::2]))
 
 
+def test_a_long_prompt_has_few_beside_it(folder, monkeypatch):
+    """Each row of a batch has keys and values for the longest prompt in it; nothing else is changed."""
+    tasks = lines(folder / "tasks.jsonl")
+    tasks[2]["prompt"] = "# long\n" * 170 + tasks[2]["prompt"]
+    write(folder / "tasks.jsonl", tasks)
+    alone = evaluate(folder, "--batch_size", 1, "--exp_name", "alone")
+    longest = len(alone["prompt_ids"][tasks[2]["task_id"]])
+    sizes, original = [], PreTrainedTokenizerBase.pad
+
+    def pad(self, rows, **how):
+        sizes.append(len(rows["input_ids"]))
+        return original(self, rows, **how)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "pad", pad)
+    evaluate(folder, "--batch_size", 4, "--exp_name", "together")
+    assert 512 * 4 // 3 < longest < 512 * 4 // 2  # two such prompts are no more than four of 512 tokens
+    assert sizes[-2:] == [2, 4]
+    names = [f"results/{name}_per_task.jsonl" for name in ("alone", "together")]
+    assert len({(folder / name).read_text() for name in names}) == 1
+
+
 def test_killed_run_goes_on_where_it_was(folder):
     """Cut anywhere, even within a line: what is there is not generated again, and the end is the same."""
     flags = ("--n_samples", 2, "--temperature", 1.0, "--batch_size", 4)
@@ -427,7 +448,7 @@ def test_killed_run_goes_on_where_it_was(folder):
     for kept, tail in ((0, ""), (5, shuffled[5][:40]), (12, "")):
         unfinished.write_text(first + "".join(shuffled[:kept]) + tail)
         found = evaluate(folder, *flags, "--resume", "true")
-        assert len(found["todo"]) == 12 - kept
+        assert found["progress"].total == 12 - kept
         assert (results / "base_per_task.jsonl").read_text() == whole
         assert not unfinished.exists()
         again = json.loads((results / "base_metrics.json").read_text())
@@ -476,7 +497,7 @@ def test_rows_are_written_while_the_run_goes_on(folder, monkeypatch):
     assert "--resume continues it" in refusal(folder)
     assert (folder / "results/base_unfinished.jsonl").read_text() == text
     found = evaluate(folder, "--resume", "true")
-    assert len(found["todo"]) == 1
+    assert found["progress"].total == 1
 
 
 def test_interrupted_twice(interrupted, monkeypatch):
@@ -497,7 +518,7 @@ def test_interrupted_twice(interrupted, monkeypatch):
         evaluate(folder, "--resume", "true")
     monkeypatch.undo()
     found = evaluate(folder, "--resume", "true")
-    assert len(found["todo"]) == 3
+    assert found["progress"].total == 3
     assert (folder / "results/base_per_task.jsonl").read_text() == whole
 
 
@@ -550,7 +571,7 @@ def test_unfinished_file_that_is_completed(interrupted, name):
     whole = (folder / "results/base_per_task.jsonl").read_text()
     (folder / "results/base_unfinished.jsonl").write_text(change(text))
     found = evaluate(folder, "--resume", "true")
-    assert len(found["todo"]) == missing
+    assert found["progress"].total == missing
     assert (folder / "results/base_per_task.jsonl").read_text() == whole
     assert not (folder / "results/base_unfinished.jsonl").exists()
 

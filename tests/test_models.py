@@ -264,6 +264,23 @@ def test_other_adapters_load_train_and_save_whole(tmp_path, name):
     assert torch.allclose(forward(last.eval(), PROMPTS[0]), expected, atol=1e-5)
 
 
+def test_16_bits_on_a_cpu(adapter, monkeypatch):
+    """The base as on a GPU, but unpacked: the same 4-bit weights, rounded again; adapters stay in float32."""
+    exact, _ = ppo.load_adapter(str(adapter), "cpu", is_trainable=True)
+    monkeypatch.setenv("CPU_DTYPE", "bfloat16")
+    model, tokenizer = ppo.load_adapter(str(adapter), "cpu", is_trainable=True)
+    assert model.dtype == torch.bfloat16
+    for (name, p), expected in zip(model.named_parameters(), exact.parameters()):
+        assert p.dtype == (torch.float32 if "lora_" in name else torch.bfloat16)
+        assert torch.equal(p, expected.to(p.dtype))
+    logits = forward(exact.eval(), PROMPTS[0])
+    assert 0 < (forward(model.eval(), PROMPTS[0]) - logits).abs().max() < 0.1 * logits.std()
+    ppo.check_model(ppo.generate, model, tokenizer, PROMPTS, 24, ppo.completion_logprobs)
+    monkeypatch.setenv("CPU_DTYPE", "half")
+    with pytest.raises(SystemExit, match="CPU_DTYPE is float32 or bfloat16, not half"):
+        ppo.load_base(str(BASE), "cpu")
+
+
 def test_an_adapter_that_adds_tokens_is_refused():
     base, tokenizer = ppo.load_base(str(BASE), "cpu")
     model = peft.get_peft_model(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))

@@ -7,11 +7,14 @@ import types
 
 import pytest
 from conftest import ROOT, run_script
+from transformers import AutoTokenizer
 
+import eval_humaneval
+import generate_vllm
 from data import prepare_mbpp
 from data.check_tasks import near_duplicates
 from data.prepare_mbpp import SPLITS, clean_code, docstring, first_called, read_rows, to_task
-from sandbox import Sandbox, read_tasks, reference, score
+from sandbox import Sandbox, encode_prompt, read_tasks, reference, score
 
 REAL = ROOT.parent / "shared/data"
 NODE = "class Node:\r\n\tdef __init__(self, value):\r\n\t\tself.value = value\r\n"
@@ -338,6 +341,14 @@ def test_references_of_mbpp_pass_also_when_cut(monkeypatch):
     with Sandbox(timeout=10) as sandbox:
         fails, _, _ = prepare_mbpp.run(sandbox, tasks)
     assert fails == {}
+
+
+@pytest.mark.skipif(not (REAL / "mbpp.jsonl").exists(), reason="MBPP's file is not there")
+def test_every_prompt_is_accepted_by_default():
+    """MBPP/493 has a list of 1,600 tokens in its first test, if a digit is a token."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data/tiny_coder")
+    lengths = [len(encode_prompt(tokenizer, to_task(row, 1))) for row in read_rows(REAL / "mbpp.jsonl")]
+    assert 1024 < max(lengths) <= min(eval_humaneval.Config.max_length, generate_vllm.Config.max_length)
 
 
 @pytest.mark.skipif(not (REAL / "mbpp.jsonl").exists(), reason="MBPP's file is not there")
