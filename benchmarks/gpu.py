@@ -33,18 +33,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from functools import partial
 from importlib.metadata import distributions
 from importlib.util import find_spec
-from itertools import cycle
 from pathlib import Path
 from shutil import which
 from statistics import median
 from types import SimpleNamespace
 
 import torch
-from rl_update import FLAGS, ROOT, durations, run_child, run_script, train_trl
+from rl_update import FLAGS, ROOT, durations, pass_every_second, run_child, run_script, train_trl
 
 LIMIT = 14.0  # GB (of 1e9 bytes) that a script may reserve
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -116,19 +114,6 @@ def build(folder, tiny):
     return record
 
 
-def pass_every_second():
-    """A start_scoring for sandbox.py whose every second program has passed, after it was run."""
-    from sandbox import job
-
-    outcomes = cycle(["passed", "failed"])
-
-    def start_scoring(box, task, completion):
-        outcome = next(outcomes)  # now: the workers end in any order
-        return box.pool.submit(lambda: replace(job(box, task, completion), outcome=outcome))
-
-    return start_scoring
-
-
 def training(name, count, folder, tiny):
     """Seconds per update of a training script; count: its flag for their number."""
     import sandbox
@@ -148,13 +133,9 @@ def trl(folder, tiny):
     """Seconds per update of TRL's GRPOTrainer, with the defaults of train_grpo_lora.py."""
     if not find_spec("trl"):
         return {"skipped": "trl is not installed"}
-    import sandbox
-
-    outcomes, job = cycle(["passed", "failed"]), sandbox.job
-    sandbox.job = lambda *what: replace(job(*what), outcome=next(outcomes))
     flags = FLAGS | {"sft_model": f"{folder}/adapter", "train_path": f"{folder}/grpo.jsonl", "batch_size": 4}
     flags |= {"num_updates": UPDATES, "max_new_tokens": 16 if tiny else 256, "grpo_epochs": 1, "seed": 42}
-    rows, _, steps = train_trl(flags, device=DEVICE)
+    rows, _, steps = train_trl(flags, device=DEVICE, every_second=True)
     return {"seconds": durations(rows), "grad_norm": [norm for _, norm in steps]}
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from functools import partial
 from importlib.util import find_spec
 
@@ -14,7 +15,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import ROOT, run_script
-from transformers import AutoModelForCausalLM, CompileConfig
+from peft import PeftModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig
 
 import sandbox
 
@@ -171,7 +174,7 @@ def flags(folder, monkeypatch):
     """Of a short run, 3 tasks x 2 samples x 4 tokens; every second program has passed."""
     lines = (ROOT / "data/mini_dev.jsonl").read_text().splitlines(keepends=True)
     (folder / "few.jsonl").write_text("".join(lines[:9]))
-    monkeypatch.setattr(sandbox, "start_scoring", gpu.pass_every_second())
+    monkeypatch.setattr(sandbox, "start_scoring", rl_update.pass_every_second())
     flags = {"sft_model": str(folder / "adapter"), "train_path": str(folder / "few.jsonl")}
     flags |= {"num_updates": 3, "micro_batch_size": 2, "learning_rate": 2e-4}
     return flags | {"batch_size": 3, "samples_per_task": 2, "max_new_tokens": 4, "grpo_epochs": 2, "seed": 1}
@@ -189,6 +192,41 @@ def test_one_measured_update(flags, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(RuntimeError, match="skipped"):
         rl_update.ours(**flags)
+
+
+def test_where_the_time_of_an_update_goes(flags, folder, monkeypatch):
+    """Operations of the linear layers by hand; no second is counted twice."""
+    records = []
+    for count in False, True:
+        with monkeypatch.context() as patch:
+            patch.setattr(rl_update, "SPENT", {})
+            for owner, name in (
+                (PeftModelForCausalLM, "forward"),
+                (torch.Tensor, "backward"),
+                (Future, "result"),
+            ):
+                patch.setattr(owner, name, getattr(owner, name))  # undone at the end
+            records.append(rl_update.phases(count_flops=count, **flags | {"grpo_epochs": 1}))
+    times, flops = records
+    assert 0 < sum(times[phase] for phase in rl_update.PHASES) < 1.05 * times["seconds"]
+    assert times["samples"] == flops["samples"] and flops["rewards"] == 0
+    tokenizer = AutoTokenizer.from_pretrained(flags["sft_model"])
+    tasks = sandbox.read_tasks(flags["train_path"])
+    prompts = [len(sandbox.encode_prompt(tokenizer, task)) for task in tasks]
+    base = AutoModelForCausalLM.from_pretrained(folder / "model")
+    layers = sum(p.numel() for name, p in base.named_parameters() if "proj" in name)
+    layers += sum(p.numel() for p in load_file(folder / "adapter/adapter_model.safetensors").values())
+    tokens = sum(prompts) / 3 + 3 * 6  # of 3 prompts; 3 of the 4 sampled tokens are fed again
+    expected = 2 * layers * tokens + 2 * base.lm_head.weight.numel() * (3 + 3 * 6)
+    assert expected < flops["rollout"] < 1.1 * expected  # which leaves attention
+    assert 1.8 < flops["update"] / flops["rollout"] < 3  # forward, and the gradient by the inputs
+    line = rl_update.where(
+        {"seconds": 4, "tokens": 9, "rollout": 1, "update": 2, "rewards": 0, "peak_gflops": 5},
+        {"rollout": 3e9, "update": 8e9, "rewards": 0},
+    )
+    assert line.startswith(
+        "4.0 s per update of 9 tokens, rollout 25% (3 GFLOP/s), update 50% (4 GFLOP/s), rew"
+    )
 
 
 @pytest.mark.skipif(not find_spec("trl"), reason="trl is not installed")

@@ -23,7 +23,7 @@ import train_ppo_lora as ppo
 from sandbox import check_model, encode_prompt, read_tasks
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from gpu import pass_every_second
+from rl_update import pass_every_second
 
 modules = pytest.importorskip("bitsandbytes.nn.modules", reason="bitsandbytes is not installed: no NF4")
 TASKS = read_tasks(ROOT / "data/mini_dev.jsonl")[:6]
