@@ -11,7 +11,8 @@ Writes  mbpp_train.jsonl (tasks 601-974), mbpp_dev.jsonl (511-600) and mbpp_test
 A prompt is a docstring: what to write, and the first assert, which shows the function's name. The test is
 MBPP's setup code and asserts, without challenge_test_list. Every reference runs, as it is and cut as in
 evaluation: a task whose reference fails leaves its file. Near-duplicates of test tasks leave the training
-file. Weak tasks, whose test a stub such as `return 0` passes, are named.
+file. Weak tasks, whose test a stub such as `return 0` passes, are named. A pass rate also pays for the assert
+that is shown: with `return` and its value a program passes it. --hidden_tests leaves it out in training.
 """
 
 import argparse
@@ -113,8 +114,11 @@ def first_called(test: str, code: str) -> str:
     return min(called, key=lambda name: (name.lineno, name.col_offset)).id
 
 
-def to_task(row, tests_in_prompt: int) -> dict:
-    """A row of MBPP in HumanEval's form, with so many tests in its prompt; ValueError with what is wrong."""
+def to_task(row, tests_in_prompt: int, hidden_tests: bool = False) -> dict:
+    """A row of MBPP in HumanEval's form, with so many tests in its prompt; ValueError with what is wrong.
+
+    hidden_tests: these are left out of its test, if there are others.
+    """
     if not isinstance(row, dict):
         raise ValueError("it is not an object")
     if "test" in row:
@@ -132,12 +136,13 @@ def to_task(row, tests_in_prompt: int) -> dict:
     if not row["test_list"] or not all(isinstance(test, str) for test in row["test_list"]):
         raise ValueError("field 'test_list' is empty or not a list of strings")
     tests = [clean(test).strip() for test in row["test_list"]]
+    asserts = (tests[tests_in_prompt:] if hidden_tests else []) or tests
     code = clean_code(row["code"])
     task = {
         "task_id": f"MBPP/{row['task_id']}",
         "prompt": docstring("\n".join([clean(row["text"]).strip(), *tests[:tests_in_prompt]])),
         "canonical_solution": code,
-        "test": "\n".join(filter(None, [clean(row["test_setup_code"]), *tests])) + "\n",
+        "test": "\n".join(filter(None, [clean(row["test_setup_code"]), *asserts])) + "\n",
         "entry_point": first_called(tests[0], code),
     }
     if defines_check(task["test"]):
@@ -192,14 +197,19 @@ def write_files(folder: Path, files: dict[str, list[dict]]):
             os.replace(Path(temporary, name), folder / name)
 
 
-def read_tasks_of(path, tests_in_prompt):
-    """Return the tasks by task_id, and the rows of each split; SystemExit where one is wrong."""
+def read_tasks_of(path, tests_in_prompt, hidden_tests=False):
+    """Return the tasks by task_id, and the rows of each split; SystemExit where one is wrong.
+
+    hidden_tests: those of the training tasks are the ones that their prompt does not show.
+    """
     tasks, splits = {}, {name: [] for name in SPLITS}
     try:
         rows = read_rows(path) if path else download_rows()
         for number, row in enumerate(rows, 1):
             try:
                 task = to_task(row, tests_in_prompt)
+                if hidden_tests and row["task_id"] in SPLITS["train"]:
+                    task = to_task(row, tests_in_prompt, hidden_tests)
                 if task["task_id"] in tasks:
                     raise ValueError(f"task_id {row['task_id']} was there before")
             except (
@@ -233,13 +243,16 @@ if __name__ == "__main__":
     parser.add_argument(
         "--tests_in_prompt", type=int, choices=(0, 1, 3), default=1, help="3: to evaluate only"
     )
+    parser.add_argument(
+        "--hidden_tests", action="store_true", help="training tests without those shown: for partial credit"
+    )
     parser.add_argument("--test_path", nargs="*", default=[], help="other evaluation files, as HumanEval's")
     parser.add_argument("--drop_weak", action="store_true", help="leave weak tasks out of the training file")
     parser.add_argument("--time_limit", type=float, default=10.0, help="seconds per program")
     args = parser.parse_args()
 
     others = [task for path in args.test_path for task in read_tasks(path)]
-    tasks, splits = read_tasks_of(args.source, args.tests_in_prompt)
+    tasks, splits = read_tasks_of(args.source, args.tests_in_prompt, args.hidden_tests)
     if args.tests_in_prompt == 3:
         print(ONLY_EVALUATE, file=sys.stderr)
     all_tasks = list(tasks.values())

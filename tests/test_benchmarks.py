@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig
 import sandbox
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import constant_answers
 import eval_speed
 import explained_variance
 import firejail
@@ -332,3 +333,24 @@ def test_what_an_empty_list_earns_in_a_loop_of_tests():
         sandbox.preflight(box, [task])
         of_all = sandbox.score(box, [task], ["    return []\n"])[0]
     assert (reached.n_passed, reached.n_tests, of_all.n_passed, of_all.n_tests) == (1, 3, 1, 6)
+
+
+def test_constant_answers():
+    """One literal, wherever the function returns: no branch that answers otherwise, no variable."""
+    constants = ["return 12", "x += 1\n    return [1, 'a']", "if x:\n        return -1\n    return -1"]
+    others = ["return x", "if x:\n        return 1\n    return 2", "pass", "return", "return (", "return a.b"]
+    for body in constants + others:
+        found = constant_answers.is_constant(f"def f(x):\n    {body}\n", "f")
+        assert found == (body in constants), body
+    assert not constant_answers.is_constant("def g(x):\n    return 1\n", "f")
+    task = {"prompt": '"""Add."""\n', "entry_point": "f", "test": "assert f(1) == 2\nassert f(2) == 3\n"}
+    completions = ["\ndef f(x):\n    return 2\n", "\ndef f(x):\n    return x + 1\n"]
+    samples = [
+        {"update": update, "task_id": "a", "completion": completions[k], "reward": [0.5, 1.0][k]}
+        | {"outcome": ["failed", "passed"][k]}
+        for update, k in ((2, 0), (2, 0), (1, 0), (1, 1), (1, 1), (1, 1))
+    ]
+    assert constant_answers.by_update({"a": task}, samples) == [
+        {"update": 1, "reward": 0.875, "reward_of_constants": 0.125, "constants": 0.25, "passed": 0.75},
+        {"update": 2, "reward": 0.5, "reward_of_constants": 0.5, "constants": 1, "passed": 0},
+    ]

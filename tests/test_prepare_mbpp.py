@@ -165,6 +165,24 @@ def test_options(tmp_path, monkeypatch):
         assert "2 weak, those of train left out (MBPP/12: return args[0])" in done.stdout
 
 
+def test_a_shown_assert_can_be_left_out_of_training_tests(prepared, tmp_path, monkeypatch):
+    """Then `return 975`, copied from the prompt of MBPP/974, passes none of its tests, not one of three."""
+    monkeypatch.setattr("data.check_tasks.STUBS", ())
+    done = prepare(
+        "--source", write(tmp_path / "a.jsonl"), "--hidden_tests", "--output_dir", tmp_path / "out"
+    )
+    assert done.returncode == 0, done.stderr
+    files, plain = written(tmp_path / "out"), written(prepared[1])
+    assert files["dev"] == plain["dev"] and files["test"] == plain["test"]
+    hidden, task = files["train"]["MBPP/974"], plain["train"]["MBPP/974"]
+    assert hidden["test"] == "assert add_974(2) == 976\nassert add_974(7) == 981\n"
+    assert hidden | {"test": task["test"]} == task and "assert add_974(1) == 975" in hidden["prompt"]
+    assert files["train"]["MBPP/602"] == plain["train"]["MBPP/602"]  # it has no other
+    with Sandbox(timeout=5) as sandbox:
+        results = score(sandbox, [task, hidden], ["\ndef add_974(x):\n    return 975\n"] * 2)
+    assert [result.n_passed for result in results] == [1, 0]
+
+
 def test_sanitized_form_is_one_array(tmp_path, monkeypatch):
     monkeypatch.setattr("data.check_tasks.STUBS", ())
     rows = [
