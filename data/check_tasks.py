@@ -5,19 +5,21 @@
     python data/check_tasks.py my_tasks.jsonl --rates    how far a constant answer gets in each task, too
 
 A task is wrong if its reference solution fails, as it is or cut as in evaluation (with --tokenizer also
-encoded and decoded), if its test passes for a stub such as `return []`, if its prompt holds the solution, or
-if it is a task of the evaluation: the same, or with 70 % of that task's 8-grams. Exit status: 0 if nothing is
-wrong, else 1. What it cannot find: a test that is too weak for more than a stub, a docstring that says
-something else, a paraphrase of a test task.
+encoded and decoded), if its test passes for a stub such as `return []`, or for one that returns the value of
+an example in its prompt, if its prompt holds the solution, or if it is a task of the evaluation: the same, or
+with 70 % of that task's 8-grams. Exit status: 0 if nothing is wrong, else 1. What it cannot find: a test that
+is too weak for more than a stub, a docstring that says something else, a paraphrase of a test task.
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import os
 import re
 import sys
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,14 +32,24 @@ from sandbox import Sandbox, decoded, lossy, read_tasks, reference, score, stop_
 
 STUBS = "None", "True", "False", "0", "1", "-1", "''", "[]", "{}", "()", "set()", "args[0]"  # what it returns
 ANSWERS = "'YES'", "'NO'", "'Yes'", "'No'"  # of scripts, in addition
+EXAMPLE = re.compile(r"^ *(?:assert .*== *|>>> .*\n *)(.+?) *$", re.M)  # its value
 NGRAM, SHARED = 8, 0.7  # PaLM calls a task contaminated from here on (arXiv:2204.02311, section 8)
 
 
+def shown(task):
+    """The values of the examples in a prompt that are literals, as Python writes them."""
+    values = []
+    for text in EXAMPLE.findall(task["prompt"]):
+        with suppress(SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+            values.append(repr(ast.literal_eval(text)))
+    return values
+
+
 def stubs(task):
-    """(what it does, completion) of each constant answer to a task."""
+    """(what it does, completion) of each constant answer to a task, also of those that its prompt shows."""
     if is_script(task):
         return [(f"print {value}", stub(task, value)) for value in STUBS + ANSWERS]
-    return [(f"return {value}", stub(task, value)) for value in STUBS]
+    return [(f"return {value}", stub(task, value)) for value in dict.fromkeys([*STUBS, *shown(task)])]
 
 
 def leaks(task):
@@ -163,7 +175,9 @@ if __name__ == "__main__":
     for path in args.test_path:
         read_tasks(path)  # ends here if it cannot be read
     total = len(tasks) + len(mistakes)
-    bar = tqdm(total=len(tasks) * (2 + len(STUBS)), desc="programs", disable=not sys.stderr.isatty())
+    bar = tqdm(
+        total=sum(2 + len(stubs(task)) for task in tasks), desc="programs", disable=not sys.stderr.isatty()
+    )
     tokenizer = None
     if args.tokenizer:
         from transformers import AutoTokenizer  # slow to import, and seldom needed

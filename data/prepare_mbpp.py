@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from data.check_tasks import STUBS, near_duplicates  # noqa: E402
-from data.tasks import defines_check, read_task, stub  # noqa: E402
+from data.check_tasks import near_duplicates, stubs  # noqa: E402
+from data.tasks import defines_check, read_task  # noqa: E402
 from data.truncation import IMPORTS, bound, parse, truncate  # noqa: E402
 from sandbox import Sandbox, read_tasks, reference, score  # noqa: E402
 
@@ -154,8 +154,8 @@ def run(sandbox, tasks, progress=None):
     """Return, by task_id, how references fail, which stubs pass, and what slow references take."""
     pairs = [(task, reference(task)) for task in tasks]
     pairs += [(task, cut) for task, text in pairs if (cut := truncate(task, text)) != text]
-    stubs = [(task, f"return {value}", stub(task, value)) for task in tasks for value in STUBS]
-    jobs = pairs + [(task, text) for task, _, text in stubs]
+    constants = [(task, *kind_and_text) for task in tasks for kind_and_text in stubs(task)]
+    jobs = pairs + [(task, text) for task, _, text in constants]
     results = score(sandbox, [task for task, _ in jobs], [text for _, text in jobs], progress)
     fails, weak, slow = {}, {}, {}
     for (task, _), result in zip(pairs, results):
@@ -163,7 +163,7 @@ def run(sandbox, tasks, progress=None):
             fails[task["task_id"]] = result.outcome
         elif result.cpu > SLOW:
             slow[task["task_id"]] = f"{result.cpu:.1f} s"
-    for (task, value, _), result in zip(stubs, results[len(pairs) :]):
+    for (task, value, _), result in zip(constants, results[len(pairs) :]):
         if result.outcome == "passed":
             weak.setdefault(task["task_id"], value)
     return fails, weak, slow
@@ -244,12 +244,15 @@ if __name__ == "__main__":
         "--tests_in_prompt", type=int, choices=(0, 1, 3), default=1, help="3: to evaluate only"
     )
     parser.add_argument(
-        "--hidden_tests", action="store_true", help="training tests without those shown: for partial credit"
+        "--hidden_tests",
+        action="store_true",
+        help="train on the asserts not shown, for partial credit; drops the weak",
     )
     parser.add_argument("--test_path", nargs="*", default=[], help="other evaluation files, as HumanEval's")
     parser.add_argument("--drop_weak", action="store_true", help="leave weak tasks out of the training file")
     parser.add_argument("--time_limit", type=float, default=10.0, help="seconds per program")
     args = parser.parse_args()
+    args.drop_weak |= args.hidden_tests  # the preflight of a training run would refuse some of them
 
     others = [task for path in args.test_path for task in read_tasks(path)]
     tasks, splits = read_tasks_of(args.source, args.tests_in_prompt, args.hidden_tests)

@@ -6,6 +6,8 @@ import sys
 
 from conftest import ROOT
 
+from data import check_tasks
+
 GOOD = {
     "task_id": "my/good",
     "prompt": 'def double(x):\n    """Return twice the number.\n\n    >>> double(4)\n    8\n    """\n',
@@ -105,6 +107,23 @@ def test_rates_of_constant_answers(tmp_path):
         "a constant answer, the best of each task, passes 62.5% of the tests in the mean",
         "2 of 2 tasks are fine (compared with no evaluation file)",
     ]
+
+
+def test_values_that_a_prompt_shows_are_constant_answers(tmp_path):
+    """Of an assert and of a doctest, if they are literals; one of two tests is passed by a copied value."""
+    prompt = '"""Double.\nassert f(4) == 8\nassert f(5) == g(1)\n\n>>> f([1])\n[1, 1]\n>>> f(0)\n0\n"""\n'
+    task = {"task_id": "my/1", "prompt": prompt, "entry_point": "f"}
+    task |= {
+        "canonical_solution": "def f(x):\n    return x * 2\n",
+        "test": "assert f(4) == 8\nassert f(5) == 10\n",
+    }
+    assert check_tasks.shown(task) == ["8", "[1, 1]", "0"]
+    task["prompt"] = prompt.partition(">>>")[0] + '"""\n'
+    code, out, _ = run(write(tmp_path / "my.jsonl", task), "--rates", "--test_path", cwd=tmp_path)
+    assert code == 0 and out[0] == "my/1: 0.50 of its tests pass for return 8"
+    task["test"] = "assert f(4) == 8\n"
+    code, out, _ = run(write(tmp_path / "my.jsonl", task), "--test_path", cwd=tmp_path)
+    assert code == 1 and out[0] == "my/1: its test passes for a stub: return 8"
 
 
 def test_a_file_that_cannot_be_read(tmp_path):

@@ -109,7 +109,8 @@ def test_splits_and_what_leaves_them(prepared):
         "15 of 17 references pass",
         "2 fail and are left out (MBPP/606: failed) (MBPP/609: exception)",
         "1 near-duplicates of test tasks, left out of train (MBPP/607: MBPP/12)",
-        "2 weak (MBPP/12: return args[0]) (MBPP/605: return True)",
+        "6 weak (MBPP/12: return args[0]) (MBPP/603: return 2) (MBPP/605: return True) (MBPP/606: return 2) "
+        "(MBPP/607: return [1]) (MBPP/609: return 2)",
         "0 need over 2 s",
     ]
 
@@ -159,15 +160,16 @@ def test_options(tmp_path, monkeypatch):
             "assert add_511(7) == 518",
         ]
         assert files["dev"]["MBPP/511"]["prompt"].splitlines()[1:-1] == shown[: 1 + n_tests]
-        assert numbers(files["train"]) == [602, 603, 604, 608, 974]
+        copied = {603, 608} if n_tests else set()  # weak, as the prompt shows what the only assert expects
+        assert numbers(files["train"]) == sorted({602, 603, 604, 608, 974} - copied)
         assert 12 in numbers(files["test"])
         assert "(MBPP/601: Other/1) (MBPP/607: MBPP/12)" in done.stdout
-        assert "2 weak, those of train left out (MBPP/12: return args[0])" in done.stdout
+        assert "weak, those of train left out (MBPP/12: return args[0])" in done.stdout
 
 
 def test_a_shown_assert_can_be_left_out_of_training_tests(prepared, tmp_path, monkeypatch):
     """Then `return 975`, copied from the prompt of MBPP/974, passes none of its tests, not one of three."""
-    monkeypatch.setattr("data.check_tasks.STUBS", ())
+    monkeypatch.setattr("data.check_tasks.STUBS", ("True",))
     done = prepare(
         "--source", write(tmp_path / "a.jsonl"), "--hidden_tests", "--output_dir", tmp_path / "out"
     )
@@ -178,6 +180,7 @@ def test_a_shown_assert_can_be_left_out_of_training_tests(prepared, tmp_path, mo
     assert hidden["test"] == "assert add_974(2) == 976\nassert add_974(7) == 981\n"
     assert hidden | {"test": task["test"]} == task and "assert add_974(1) == 975" in hidden["prompt"]
     assert files["train"]["MBPP/602"] == plain["train"]["MBPP/602"]  # it has no other
+    assert plain["train"].keys() - files["train"].keys() == {"MBPP/603", "MBPP/605"}  # weak
     with Sandbox(timeout=5) as sandbox:
         results = score(sandbox, [task, hidden], ["\ndef add_974(x):\n    return 975\n"] * 2)
     assert [result.n_passed for result in results] == [1, 0]
@@ -353,7 +356,7 @@ def test_download_without_network(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not (REAL / "mbpp.jsonl").exists(), reason="MBPP's file is not there")
 def test_references_of_mbpp_pass_also_when_cut(monkeypatch):
-    monkeypatch.setattr(prepare_mbpp, "STUBS", ())
+    monkeypatch.setattr("data.check_tasks.STUBS", ())
     tasks = [to_task(row, 1) for row in read_rows(REAL / "mbpp.jsonl")]
     assert len(tasks) == 974
     with Sandbox(timeout=10) as sandbox:
