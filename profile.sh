@@ -57,6 +57,12 @@ elif [ "$DATASET" = mbpp ]; then
     SECOND=data/humaneval_all.jsonl
 fi
 : "${DATA:=data/$DATASET}"
+case $DATA-$REWARD in
+data/mbpp-pass_rate | data/mbpp-structured)
+    echo "warning: REWARD=$REWARD pays for the assert that each prompt shows. Rather:" \
+        "python data/prepare_mbpp.py --hidden_tests --output_dir data/mbpp_hidden, and DATA=data/mbpp_hidden/mbpp" >&2
+    ;;
+esac
 case $DATA in
 data/humaneval | data/mbpp) [ -f "${DATA}_train.jsonl" ] || python "data/prepare_${DATA#data/}.py" ;;
 esac

@@ -1,5 +1,5 @@
-"""Draws docs/images: curves of runs that went wrong, from results/tiny/failures.jsonl, and all methods side
-by side, from results/tiny/seeds*.jsonl.
+"""Draws docs/images: curves of runs that went wrong, from results/tiny/failures.jsonl and results/smol/, and
+all methods side by side, from results/tiny/seeds*.jsonl.
 
 python docs/draw_images.py
 """
@@ -22,6 +22,7 @@ PANELS = {  # field of the log: label, factor
     "avg_reward": ("reward", 1),
     "avg_base_reward": ("pass rate of the samples (%)", 100),
     "dev_pass_at_1": ("dev pass@1 (%)", 100),
+    "constants": ("constant programs (% of the samples)", 100),
     "avg_gen_len": ("length (tokens)", 1),
     "approx_kl": ("approximate KL", 1),
 }
@@ -41,6 +42,10 @@ IMAGES = {  # panels, then the label of each run
     "reached_tests": (
         ("avg_reward", "avg_base_reward", "avg_gen_len"),
         {"fraction_reached": "passed / tests reached", "fraction_all": "passed / all tests"},
+    ),
+    "shown_tests": (
+        ("avg_reward", "constants", "avg_base_reward"),
+        {"shown": "pass rate of all tests, one is shown in the prompt", "hidden": "of the hidden tests"},
     ),
 }
 
@@ -69,6 +74,18 @@ def draw(panels, labels, runs, path):
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def read_runs():
+    """{name of a run: {field of PANELS: a number per update}}."""
+    lines = (ROOT / "results/tiny/failures.jsonl").read_text(encoding="utf-8").splitlines()
+    runs = {run["name"]: run["log"] for run in map(json.loads, lines)}
+    names = {"avg_reward": "reward", "constants": "constants", "avg_base_reward": "passed"}
+    for name in IMAGES["shown_tests"][1]:  # by benchmarks/constant_answers.py
+        lines = (ROOT / f"results/smol/constants_{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = list(map(json.loads, lines))
+        runs[name] = {field: [row[key] for row in rows] for field, key in names.items()}
+    return runs
 
 
 METHODS = {  # a configuration of benchmarks/tiny_seeds.py for each, as in docs/results.md
@@ -103,8 +120,7 @@ def draw_methods(path):
 
 
 if __name__ == "__main__":
-    lines = (ROOT / "results/tiny/failures.jsonl").read_text(encoding="utf-8").splitlines()
-    runs = {run["name"]: run["log"] for run in map(json.loads, lines)}
+    runs = read_runs()
     for name, (panels, labels) in IMAGES.items():
         draw(panels, labels, runs, ROOT / f"docs/images/{name}.png")
     draw_methods(ROOT / "docs/images/methods.png")

@@ -163,8 +163,7 @@ def test_options_and_knobs_are_settings():
 
 def test_images_are_drawn_from_their_runs(tmp_path):
     assert {path.stem for path in (ROOT / "docs/images").iterdir()} == {*draw_images.IMAGES, "methods"}
-    lines = (ROOT / "results/tiny/failures.jsonl").read_text().splitlines()
-    runs = {run["name"]: run["log"] for run in map(json.loads, lines)}
+    runs = draw_images.read_runs()
     draw_images.draw(*draw_images.IMAGES["weak_tests"], runs, tmp_path / "weak_tests.png")
     assert (tmp_path / "weak_tests.png").stat().st_size > 10_000
     assert all(labels.keys() <= runs.keys() for _, labels in draw_images.IMAGES.values())

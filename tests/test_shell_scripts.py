@@ -234,6 +234,21 @@ def test_how_is_sampled_and_rewarded(copy, name):
         assert given and set(given) == {(temperature, reward)}
 
 
+def test_partial_credit_for_shown_asserts_is_warned_of(copy):
+    """MBPP's prompts show an assert; in a file by --hidden_tests it is not one of the tests."""
+    for side in "train", "test":
+        shutil.copy(copy / f"data/mini_{side}.jsonl", copy / f"data/other_{side}.jsonl")
+    for values, warned in (
+        ({"REWARD": "pass_rate"}, True),
+        ({"REWARD": "structured"}, True),
+        ({}, False),
+        ({"REWARD": "pass_rate", "DATA": "data/other"}, False),
+    ):
+        done, _ = run(copy, "GRPO", **SMOL, **values)
+        assert done.returncode == 0
+        assert ("prepare_mbpp.py --hidden_tests" in done.stderr) == warned
+
+
 def test_what_actor_critic_runs(copy):
     short = {"LAMS": 0.9, "NUM_UPDATES": 2, "CRITIC_WARMUP": 1}
     for values, lams, warmup, updates in ({}, [1, 0.95], 40, 140), (short, [0.9], 1, 3):
