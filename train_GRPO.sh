@@ -22,8 +22,8 @@ for LOSS in ${LOSSES:-dapo dr_grpo}; do
         --reward "$REWARD" \
         --loss_type "$LOSS" \
         --scale "$SCALE" \
-        --batch_size 4 \
-        --samples_per_task "${GROUP_SIZE:-8}" \
+        --batch_size "${GRPO_BATCH:-4}" \
+        --samples_per_task 8 \
         --micro_batch_size "$MICRO_BATCH" \
         --num_updates "${NUM_UPDATES:-$STEPS}" \
         --learning_rate "$GRPO_LR"

@@ -215,9 +215,9 @@ def test_smol_samples_equally_many_completions_for_each_method(copy):
                 else []
             )
             assert flags.get("max_new_tokens", 160) in (160, "160")
-    assert sampled == dict.fromkeys(SCRIPTS, 16 * 91) | {"DPO": 4 * 363}
+    assert sampled == dict.fromkeys(SCRIPTS, 64 * 23) | {"DPO": 4 * 363}
     assert set(names) == {
-        *("smol_base", "smol_sft", "smol_rl_alpha0.01_91", "smol_ppo_alpha0.01_16"),
+        *("smol_base", "smol_sft", "smol_rl_alpha0.01_23", "smol_ppo_alpha0.01_64"),
         *("smol_ac_lam1", "smol_grpo_dapo", "smol_dpo"),
     }
 
@@ -347,12 +347,13 @@ def test_smol_runs(copy, model):
         "NUM_UPDATES": 1,
         "NUM_STEPS": 1,
         "CRITIC_WARMUP": 0,
-        "BATCHES": 4,
+        **dict.fromkeys(("BATCHES", "RL_BATCH", "AC_BATCH"), 4),
+        "GRPO_BATCH": 2,
     }
     commands = calls_of(copy, "GRPO", MODEL="model", NAME="smol", **short, **SMOL)[:-1]
     expected = {"grpo_dapo": 16}  # completions
     if model == "random":  # GRPO alone shows that SmolLM2 can be trained
-        expected |= {"rl_alpha0.01_1": 16, "ppo_alpha0.01_4": 4, "ac_lam1": 16}
+        expected |= dict.fromkeys(("rl_alpha0.01_1", "ppo_alpha0.01_4", "ac_lam1"), 4)
         for name in "SFT_RL", "PPO", "AC":
             calls = calls_of(copy, name, MODEL="model", NAME="smol", **short, **SMOL)
             commands += [call for call in calls if call[0].startswith("train_") and call not in commands]
