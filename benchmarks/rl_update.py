@@ -383,7 +383,10 @@ if __name__ == "__main__":
             command = [sys.executable, "train_sft_lora.py", "--model_name", args.model]
             command += ["--train_path", "data/mini_train.jsonl", "--learning_rate", "3.5e-4"]
             command += [] if is_tiny else ["--max_steps", "2"]
-            subprocess.run([*command, "--output_dir", sft_model], cwd=ROOT, check=True, capture_output=True)
+            command += ["--output_dir", sft_model]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(done.stderr[-1000:])
         lines = (ROOT / "data/mini_train.jsonl").read_text().splitlines(keepends=True)
         train_path = Path(folder, "train.jsonl")  # as many tasks as the updates need: the preflight runs all
         train_path.write_text("".join(random.Random(0).sample(lines, args.num_updates * args.batch_size)))
