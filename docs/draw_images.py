@@ -22,7 +22,7 @@ PANELS = {  # field of the log: label, factor
     "avg_reward": ("reward", 1),
     "avg_base_reward": ("pass rate of the samples (%)", 100),
     "dev_pass_at_1": ("dev pass@1 (%)", 100),
-    "constants": ("constant programs (% of the samples)", 100),
+    "constants": ("constant programs (%)", 100),
     "avg_gen_len": ("length (tokens)", 1),
     "approx_kl": ("approximate KL", 1),
 }
@@ -45,7 +45,11 @@ IMAGES = {  # panels, then the label of each run
     ),
     "shown_tests": (
         ("avg_reward", "constants", "avg_base_reward"),
-        {"shown": "pass rate of all tests, one is shown in the prompt", "hidden": "of the hidden tests"},
+        {
+            "shown": "pass rate; one test of three is shown in the prompt",
+            "hidden": "pass rate of the tests that are not shown",
+            "binary": "all or nothing, on 26 tasks that are solved now and then",
+        },
     ),
 }
 
