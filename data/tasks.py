@@ -26,6 +26,7 @@ import ast
 import functools
 import gzip
 import json
+import os
 import re
 import textwrap
 import threading
@@ -35,6 +36,7 @@ from contextlib import suppress
 from data.evalplus_files import LITERAL, from_evalplus, from_mbpp_plus, mended
 
 FIELDS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
+BENCHMARKS = "humaneval", "mbpp", "apps"  # data/prepare_*.py
 OPERATORS = {ast.Eq: "eq", ast.NotEq: "ne", ast.Sub: "sub", ast.Div: "truediv"}
 CALL_CHECK = "\n\ncheck(__candidate__)\n"
 ARRAYS = """
@@ -94,7 +96,9 @@ def read_task_lines(path):
         with opener(path, "rt", encoding="utf-8-sig") as file:
             lines = file.read().split("\n")  # splitlines() would split at U+2028, which JSON strings may hold
     except FileNotFoundError:
-        raise SystemExit(f"{path}: no such file; for HumanEval: python data/prepare_humaneval.py") from None
+        names = [name for name in BENCHMARKS if os.path.basename(path).startswith(f"{name}_")]
+        maker = f"; python data/prepare_{names[0]}.py makes it" if names else ""
+        raise SystemExit(f"{path}: no such file{maker}") from None
     except Exception as error:  # a directory, no permission, not UTF-8, not gzip, cut short
         raise SystemExit(f"{path}: cannot be read: {error}") from None
     tasks, mistakes = {}, {}

@@ -877,8 +877,12 @@ def test_read_tasks_refuses_in_one_line(tmp_path, name, content, message):
 def test_read_tasks_refuses_what_is_no_file(tmp_path):
     (tmp_path / "a.gz").write_bytes(lines(TASK))
     (tmp_path / "b.gz").write_bytes(gzip.compress(lines(*[TASK] * 99))[:-20])
-    none = ("none.jsonl", "no such file.*prepare_humaneval")
-    for name, message in (none, (".", "irectory"), ("a.gz", "gzip"), ("b.gz", "cannot be read")):
+    none = [("none.jsonl", "no such file$")]
+    none += [
+        (f"{name}_test.jsonl", f"file; python data/prepare_{name}.py")
+        for name in ("humaneval", "mbpp", "apps")
+    ]
+    for name, message in (*none, (".", "irectory"), ("a.gz", "gzip"), ("b.gz", "cannot be read")):
         with pytest.raises(SystemExit, match=message) as stop:
             read_tasks(tmp_path / name)
         assert "\n" not in str(stop.value)
