@@ -46,9 +46,10 @@ IMAGES = {  # panels, then the label of each run
     "shown_tests": (
         ("avg_reward", "constants", "avg_base_reward"),
         {
-            "shown": "pass rate; one test of three is shown in the prompt",
-            "hidden": "pass rate of the tests that are not shown",
-            "binary": "all or nothing, on 26 tasks that are solved now and then",
+            "shown": "pass rate, one test of three is shown",
+            "hidden": "pass rate of hidden tests",
+            "solvable": "pass rate, 26 tasks solved now and then",
+            "binary": "binary, the same 26",
         },
     ),
 }
