@@ -199,7 +199,7 @@ REFUSED = {
     "--top_p 1.5": "--temperature must be 0 or above, --top_p above 0 and at most 1",
     "--max_length 9": "the prompt of mini_dev/.* is over --max_length 9; raise it",
     "--model_path nowhere": "cannot load nowhere: .*",
-    "--data_path nowhere": "nowhere: no such file; .*",
+    "--data_path nowhere": "nowhere: no such file",
     "--output_path /proc/nowhere": "cannot write --output_path /proc/nowhere: .*",
     "--prompt_format chat": "--prompt_format chat: this model has no chat template; use completion",
 }
