@@ -64,8 +64,9 @@ from data.tasks import (  # noqa: F401
 )
 from sandbox_worker import FAULTS, PR_SET_DUMPABLE, read_all, same_output, wall_limit
 
-# On an ASCII terminal a name in another script is no reason to stop; a notebook's stdout has no such method.
-getattr(sys.stdout, "reconfigure", dict)(errors="backslashreplace")
+getattr(sys.stdout, "reconfigure", dict)(
+    errors="backslashreplace"
+)  # for ASCII terminals; a notebook has none
 
 # -- what programs may ask of the kernel; all else fails with EPERM ------------------------------------------
 
