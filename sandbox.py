@@ -64,9 +64,7 @@ from data.tasks import (  # noqa: F401
 )
 from sandbox_worker import FAULTS, PR_SET_DUMPABLE, read_all, same_output, wall_limit
 
-getattr(sys.stdout, "reconfigure", dict)(
-    errors="backslashreplace"
-)  # for ASCII terminals; a notebook has none
+getattr(sys.stdout, "reconfigure", dict)(errors="backslashreplace")  # ASCII terminals; not in notebooks
 
 # -- what programs may ask of the kernel; all else fails with EPERM ------------------------------------------
 
