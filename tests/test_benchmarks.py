@@ -27,6 +27,7 @@ import eval_speed
 import explained_variance
 import firejail
 import gpu
+import method_costs
 import reached_tests
 import rl_update
 
@@ -333,6 +334,18 @@ def test_what_an_empty_list_earns_in_a_loop_of_tests():
         sandbox.preflight(box, [task])
         of_all = sandbox.score(box, [task], ["    return []\n"])[0]
     assert (reached.n_passed, reached.n_tests, of_all.n_passed, of_all.n_tests) == (1, 3, 1, 6)
+
+
+def test_methods_have_the_same_work(flags, monkeypatch):
+    """Five updates of 32 completions, and a measured run of one of them."""
+    for method in method_costs.METHODS.values():
+        samples = method["batch_size"] * method.get("samples_per_task", 1)
+        assert (samples, method.get("num_updates", method.get("num_steps"))) == (32, 5)
+    short = {name: flags[name] for name in ("train_path", "max_new_tokens")}
+    monkeypatch.setattr(method_costs, "FLAGS", {**short, "num_updates": 2, "micro_batch_size": 2})
+    monkeypatch.setattr(method_costs, "METHODS", {"ppo": {"batch_size": 2}})
+    record = method_costs.measure("ppo", flags["sft_model"], 1)
+    assert 0 < record["seconds"] < 60 and record["peak_mb"] > 100
 
 
 def test_constant_answers():
