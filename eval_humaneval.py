@@ -128,8 +128,9 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
     completion_ids = [[] for _ in prompt_ids]
     running = list(range(len(prompt_ids)))  # the completion that each row of the batch belongs to
     cached = {"use_cache": True}  # and, after the first step, the keys and values of all tokens so far
+    last = torch.tensor([-1], device=model.device)  # a slice, as by 1, is slow in bfloat16 on a CPU
     for t in range(max_new_tokens):
-        output = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **cached)
+        output = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=last, **cached)
         name = "cache" if "cache" in output else "past_key_values"  # the name until transformers 5.23
         cached[name] = output[name]
         logits = output.logits[:, -1].float() / temperature  # (running, V)

@@ -130,7 +130,9 @@ def group_logprobs(model, tokenizer, samples, temperature):
     left = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt", verbose=False)
     ids, prompt_mask = left["input_ids"].to(model.device), left["attention_mask"].to(model.device)
     positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)  # (prompts, P)
-    output = model(ids, attention_mask=prompt_mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+    last = torch.tensor([-1], device=model.device)  # a slice, as by 1, is slow in bfloat16 on a CPU
+    options = {"use_cache": True, "logits_to_keep": last}
+    output = model(ids, attention_mask=prompt_mask, position_ids=positions, **options)
     name = "cache" if "cache" in output else "past_key_values"  # the name until transformers 5.23
     output[name].batch_select_indices(rows)  # from here on, a row per completion
 

@@ -144,8 +144,9 @@ def generate(model, tokenizer, prompt_ids, max_new_tokens, uniform=None, tempera
     completion_ids = [[] for _ in prompt_ids]
     running = list(range(len(prompt_ids)))  # the completion that each row of the batch belongs to
     cached = {"use_cache": True}  # and, after the first step, the keys and values of all tokens so far
+    last = torch.tensor([-1], device=model.device)  # a slice, as by 1, is slow in bfloat16 on a CPU
     for t in range(max_new_tokens):
-        output = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **cached)
+        output = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=last, **cached)
         name = "cache" if "cache" in output else "past_key_values"  # the name until transformers 5.23
         cached[name] = output[name]
         logits = output.logits[:, -1].float() / temperature  # (running, V)
@@ -209,7 +210,7 @@ def completion_logprobs(model, tokenizer, samples, temperature):
         row[: len(sample["prompt_ids"])] = 0
     first = min(len(sample["prompt_ids"]) for sample in samples)  # earlier positions need no logits
     # The padding is on the right, where no real token sees it: the model needs neither mask nor positions.
-    logits = model(ids, use_cache=False, logits_to_keep=ids.shape[1] - first + 1).logits[:, :-1]
+    logits = model(ids, use_cache=False, logits_to_keep=torch.arange(first - 1, ids.shape[1] - 1)).logits
     logits = logits.float() / temperature  # (B, T - first, V); logits[:, t] predicts ids[:, first + t]
     logprobs = logits.gather(-1, ids[:, first:, None]).squeeze(-1) - logits.logsumexp(-1)
     return logprobs * mask[:, first:], mask[:, first:]
