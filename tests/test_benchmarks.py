@@ -30,6 +30,7 @@ import gpu
 import method_costs
 import reached_tests
 import rl_update
+import smol_seeds
 
 
 @pytest.fixture(scope="module")
@@ -346,6 +347,18 @@ def test_methods_have_the_same_work(flags, monkeypatch):
     monkeypatch.setattr(method_costs, "METHODS", {"ppo": {"batch_size": 2}})
     record = method_costs.measure("ppo", flags["sft_model"], 1)
     assert 0 < record["seconds"] < 60 and record["peak_mb"] > 100
+
+
+def test_the_table_of_smollm2_is_that_of_its_rows():
+    """And the rows are those of the metrics beside them: how many of the 500 tasks each run solves."""
+    folder = ROOT / "results/smol"
+    results = smol_seeds.read_seeds(folder)
+    assert smol_seeds.summary(results) == (folder / "seeds.md").read_text()
+    for name, runs in results.items():
+        for seed, tasks in runs.items():
+            metrics = json.loads((folder / f"smol_{name}_s{seed}_metrics.json").read_text())
+            assert tasks.shape == (3, 500) and metrics["num_pass"] == tasks[0].sum() / 100
+    assert len(results["sft"]) >= 3
 
 
 def test_constant_answers():
