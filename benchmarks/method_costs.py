@@ -1,6 +1,6 @@
 """Seconds and memory per update of each method at the same work: tiny model, on the CPU.
 
-    python benchmarks/method_costs.py                      # three rounds: some twelve minutes
+    python benchmarks/method_costs.py                      # two rounds took eight minutes on a busy machine
     python benchmarks/method_costs.py --sft_model ADAPTER  # instead of training one first
 
 An update has 32 completions of at most 96 tokens, in micro-batches of 8; epochs are those of the scripts.
