@@ -31,7 +31,7 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ["--train_path", "data/mini_train.jsonl", "--max_new_tokens", "96", "--micro_batch_size", "8"]
 SFT = ["train_sft_lora.py", "--model_name", "data/tiny_coder", "--train_path", "data/mini_train.jsonl"]
-SFT += ["--learning_rate", "3.5e-4"]
+SFT += ["--learning_rate"]
 RL = ["train_rl_lora.py", *DATA, "--num_steps", "60", "--batch_size", "8", "--learning_rate", "5e-4"]
 PPO = ["train_ppo_lora.py", *DATA, "--num_updates", "60", "--learning_rate", "2e-4"]
 AC = ["train_actor_critic_lora.py", *DATA, "--batch_size", "8", "--learning_rate", "2e-4"]
@@ -48,7 +48,8 @@ GRPO = [
 ]
 DPO = ["train_dpo_lora.py", "--train_path", "data/mini_train.jsonl", "--beta", "0.1", "--num_epochs", "1"]
 DPO += ["--batch_size", "16", "--micro_batch_size", "8", "--learning_rate", "5e-4"]
-START = {"sft": None, "dpo_twice": "dpo_once"}  # the run whose adapter a run starts from; of all others: sft
+# The run whose adapter a run starts from; of all others: sft.
+START = {"sft": None, "sft_lr1e-3": None, "dpo_twice": "dpo_once"}
 TEST = "data/mini_test.jsonl"
 QUESTIONS = {  # (part of a name, what stands there in the name of the run to compare with), ...
     "Does a baseline help REINFORCE?": [("rl_batch", "rl_none")],
@@ -75,6 +76,7 @@ CURVES = "rl_none_alpha0.01 ppo_sequence_all_alpha0.01_8 grpo_dapo_rounds1_60"
 RESAMPLES = 10_000
 LABELS = {  # what the table calls a method: what the picture and the README call it
     "sft": "SFT",
+    "sft_lr1e-3": "SFT, learning rate 1e-3",
     "rl_none": "REINFORCE",
     "rl_batch": "REINFORCE, batch baseline",
     "ppo_sequence_all": "PPO",
@@ -92,13 +94,13 @@ LABELS = {  # what the table calls a method: what the picture and the README cal
 COLORS = {"base": "0.5", "sft": "tab:green", "rl": "tab:orange", "ppo": "tab:blue"}
 COLORS |= {"ac": "tab:cyan", "grpo": "tab:purple", "dpo": "tab:red"}
 # 97.5 % quantile of Student's t for 1, 2, ... 9 degrees of freedom; for more the last one, on the safe side.
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 
 
 # ---- runs ----
 def configurations():
     """{name: command without seed, adapter to start from and output folder}, in the order of the table."""
-    commands = {"sft": SFT}
+    commands = {"sft": [*SFT, "3.5e-4"], "sft_lr1e-3": [*SFT, "1e-3"]}
     for baseline in "none", "batch":
         for alpha in "0", "0.01", "0.03":
             flags = ["--baseline", baseline, "--length_penalty_alpha", alpha]
@@ -142,7 +144,7 @@ def configurations():
 def training_commands(name, seed, out):
     """The whole commands of one run; seed and out may be "$seed" and "$out", for the table."""
     exp_name, start = f"{name}_seed{seed}", f"{out}/checkpoints/{START.get(name, 'sft')}_seed{seed}"
-    command = configurations()[name] + ([] if name == "sft" else ["--sft_model", start])
+    command = configurations()[name] + (["--sft_model", start] if START.get(name, "sft") else [])
     command += ["--seed", str(seed), "--output_dir", f"{out}/checkpoints/{exp_name}", "--resume"]
     if not name.startswith("dpo"):
         return [command]
@@ -289,6 +291,9 @@ def comparisons(results):
     asked = {"Is it better than SFT?": [(name, "sft") for name in names[1:]]}
     for question, parts in QUESTIONS.items():
         asked[question] = [(name, name.replace(*pair)) for pair in parts for name in names if pair[0] in name]
+    asked["Best of REINFORCE and PPO, or SFT with a higher learning rate?"] = [
+        (best(results, "rl", "ppo"), "sft_lr1e-3")
+    ]
     asked["Best PPO, or best REINFORCE?"] = [(best(results, "ppo"), best(results, "rl"))]
     equal = {name: runs for name, runs in results.items() if "rounds1_15" in name}
     question = "Best GRPO with 480 completions, or best of REINFORCE and PPO?"
@@ -420,7 +425,7 @@ def draw(results, path):
             axes.plot(scores.mean(), y, "|", color=color, markersize=11, markeredgewidth=2.5)
         jitter = np.linspace(-0.2, 0.2, len(scores)) if len(scores) > 1 else 0
         zoom.plot(scores, y + jitter, "o", color=color, markersize=4.5, markeredgecolor="white")
-    rl = [means(runs)[0] for name, runs in results.items() if name not in ("base", "sft")]
+    rl = [means(runs)[0] for name, runs in results.items() if not name.startswith(("base", "sft"))]
     if rl:
         zoom.set_xlim(np.concatenate(rl).min() - 2, np.concatenate(rl).max() + 2)
     whole.set_xlim(0, 100)

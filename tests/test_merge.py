@@ -58,7 +58,7 @@ def evaluate(folder, name, *flags):
 
 @torch.no_grad()
 def logits(model):
-    """(T, V) on some text, without ends of completions, in double precision: float32 rounds logits by 2e-6."""
+    """(T, V) on some text, without ends of completions; in float64, as float32 rounds such logits by 2e-6."""
     ids = torch.tensor([AutoTokenizer.from_pretrained(BASE)("def f(x):\n    return x + 1\n").input_ids])
     return model.double()(ids).logits[0]
 

@@ -278,7 +278,7 @@ def test_micro_batch_size_changes_no_loss_and_no_gradient(work, method, few, man
         rows.append(lines(work / f"micro_{method}/{method}_train_log.jsonl")[0])
     assert rows[0]["grad_norm"] > 0
     for field in rows[0].keys() - {"seconds"}:
-        # The extreme over tokens of a difference of two log-probabilities, each of which float32 rounds by 1e-6.
+        # An extreme over tokens, of differences of log-probabilities that float32 rounds by 1e-6 each.
         rounding = 1e-5 if field == "max_log_ratio" else 1e-6
         assert rows[0][field] == pytest.approx(rows[1][field], rel=1e-4, abs=rounding), field
 
