@@ -269,8 +269,8 @@ if __name__ == "__main__":
         is_merged = Path(cfg.model_path, "merge.json").is_file()
         run_config = read_run_config(cfg.model_path)  # of the training run; {} for a base model
         shared = overlaps(run_config, cfg.data_path)
-        for file in shared:
-            print(f"{file['train_path']}: {file['summary']}")
+        for line in dict.fromkeys(f"{file['train_path']}: {file['summary']}" for file in shared):
+            print(line)
         load = load_adapter if is_lora else load_merged if is_merged else load_base
         model, tokenizer = load(cfg.model_path, device)
         model.register_forward_hook(make_room)

@@ -44,20 +44,20 @@ deepseek-mbpp-*) # HumanEval, on which nothing was trained, is a second test
     NAME=${NAME}_mbpp
     RESULTS=results/mbpp
     ;;
-smol-mbpp-*) RESULTS=results/smol ;;
+smol-mbpp-*) RESULTS=results/mbpp_smol ;;
 *)
     echo "DATASET is humaneval or mbpp for the profile deepseek, mbpp for smol, mini for tiny, not $DATASET" \
         "(own files: DATA=my); humaneval has no SPLIT but test" >&2
     exit 2
     ;;
 esac
+: "${DATA:=data/$DATASET}"
 SECOND=""
 if [ "$SPLIT" != test ]; then
     RESULTS=$RESULTS/$SPLIT
-elif [ "$DATASET" = mbpp ]; then
+elif [ "${DATA##*/}" = mbpp ]; then
     SECOND=data/humaneval_all.jsonl
 fi
-: "${DATA:=data/$DATASET}"
 case $DATA-$REWARD in
 data/mbpp-pass_rate | data/mbpp-structured)
     echo "warning: REWARD=$REWARD pays for the assert that each prompt shows. Rather:" \

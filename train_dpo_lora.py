@@ -236,7 +236,7 @@ if __name__ == "__main__":
     state: dict = {"settings": settings, "step": 0, "num_steps": 1, "seconds": 0.0, "log_size": 0}
     state_path = Path(cfg.output_dir, "state.pt")
     if cfg.resume and state_path.exists():
-        with stop_with(f"--resume: {state_path} cannot be used; delete it"):
+        with stop_with(f"--resume: {state_path} cannot be used; repeat its settings or delete it"):
             state = torch.load(state_path, "cpu", weights_only=True)  # runs no code from the file
             changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
         if changed:
@@ -287,7 +287,7 @@ if __name__ == "__main__":
         samples[i]["reference"] = logprob
 
     if state["step"]:
-        with stop_with(f"--resume: {state_path} cannot be used; delete it"):
+        with stop_with(f"--resume: {state_path} cannot be used; repeat its settings or delete it"):
             for p, saved in zip(trainable, state.pop("lora")):
                 p.data.copy_(saved)
             optimizer.load_state_dict(state.pop("optimizer"))

@@ -53,7 +53,7 @@ class Config:
     output_dir: str = "checkpoints/dqn"
     # -- evaluation of a trained agent --
     evaluate: str = ""  # its folder: evaluate on `problems`, and stop
-    problems: str = "data/dqn_test.json"
+    problems: str = "data/dqn_test.json"  # of --evaluate; training has train_path
     results: str = ""  # for instance results/dqn: also write results/dqn_per_task.jsonl and dqn_metrics.json
     attempts: int = 1  # programs for each problem: the first is greedy, the others explore
     epsilon_attempts: float = 0.3  # of those others
@@ -259,7 +259,7 @@ def write_programs(network, env, sandbox, rng, epsilons=(0.0,), known=None) -> l
 
 def evaluate(cfg):
     """Let a trained agent write programs for cfg.problems; print and, with results, write what passes."""
-    with stop_with(f"{cfg.evaluate} cannot be evaluated"):
+    with stop_with(f"cannot evaluate {cfg.evaluate} as a folder of train_dqn.py"):
         trained = json.loads(Path(cfg.evaluate, "run_config.json").read_text())
         env = CodeEnv(cfg.problems, **trained["environment"], render_mode="ansi" if cfg.render else None)
         if trained["grammar_sha256"] != sha256(trained["grammar"]):
@@ -342,7 +342,7 @@ if __name__ == "__main__":
     opened = [({"index": int(rng.integers(len(env.problems)))}, []) for _ in envs]  # episodes, as actions
     state_path = Path(cfg.output_dir, "state.pt")
     if cfg.resume and state_path.exists():
-        with stop_with(f"--resume: {state_path} cannot be used; delete it"):
+        with stop_with(f"--resume: {state_path} cannot be used; repeat its settings or delete it"):
             state = torch.load(state_path, "cpu", weights_only=True)  # runs no code from the file
             if changed := [name for name, value in settings.items() if state["settings"].get(name) != value]:
                 raise ValueError(f"it was made with another {', '.join(changed)}")

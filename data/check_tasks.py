@@ -195,7 +195,7 @@ if __name__ == "__main__":
         print(f"{name}: {rate:.2f} of its tests pass" + f" for {kind}" * bool(kind))
     if best:
         mean = sum(rate for rate, _ in best.values()) / len(best)
-        print(f"a constant answer, the best of each task, passes {mean:.1%} of the tests in the mean")
+        print(f"a constant answer, the best of each task, passes {mean:.1%} of the tests on average")
     bad = len(mistakes) + len(wrong)
     compared = f" (compared with {', '.join(args.test_path) or 'no evaluation file'})"
     print(f"{total - bad} of {total} tasks are fine" + f", {bad} are not" * bool(bad) + compared)

@@ -86,7 +86,9 @@ def stop_ids(model, tokenizer) -> list[int]:
 
 
 def within(model, tokenizer, num_tokens: int):
-    """SystemExit unless a model has an embedding for EOS, and positions for this many tokens."""
+    """SystemExit unless a model has an embedding for EOS, and so many positions, and is no adapter."""
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers loads its base and the adapter on top
+        raise SystemExit("the base model is an adapter; merge_lora.py makes a model of it, to train further")
     if tokenizer.eos_token_id not in range(len(model.get_input_embeddings().weight)):
         raise SystemExit(f"the EOS of the tokenizer, {tokenizer.eos_token}, has no embedding in the model")
     positions = getattr(model.config, "max_position_embeddings", None) or num_tokens

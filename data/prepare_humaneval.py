@@ -50,7 +50,8 @@ def download_tasks():
     except Exception as error:  # the hub libraries raise a dozen unrelated types when offline
         raise SystemExit(
             f"Cannot download openai/openai_humaneval ({type(error).__name__}). Download HumanEval.jsonl.gz "
-            "from github.com/openai/human-eval (folder data) and pass it with --source HumanEval.jsonl.gz."
+            "from github.com/openai/human-eval (folder data) and pass it: "
+            "python data/prepare_humaneval.py --source HumanEval.jsonl.gz"
         )
 
 

@@ -56,7 +56,10 @@ def download_rows():
         return list(load_dataset(HUB, "full", split="prompt+test+validation+train"))
     except Exception as error:  # the hub libraries raise a dozen unrelated types when offline
         name = type(error).__name__
-        raise SystemExit(f"Cannot download {HUB} ({name}). Download {FILES} and pass it with --source.")
+        raise SystemExit(
+            f"Cannot download {HUB} ({name}). Download {FILES} and pass it: "
+            "python data/prepare_mbpp.py --source FILE"
+        )
 
 
 def read_rows(path):

@@ -180,8 +180,9 @@ def read_jsonl(path, read, advice: str) -> list:
         if not found:
             raise ValueError("there is no row in it")
     except (OSError, TypeError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        raise SystemExit(f"{path}, line {number}: {reason}. {advice}") from None
+        if isinstance(error, OSError):
+            raise SystemExit(f"{path}: {error.strerror}") from None
+        raise SystemExit(f"{path}, line {number}: {type(error).__name__}: {error}. {advice}") from None
     return found
 
 

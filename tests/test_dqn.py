@@ -373,7 +373,7 @@ def test_what_passes_its_tests_only_is_not_solved(work):
         (["--num_envs", 0], "--num_envs must be above 0"),
         (["--train_path", "none.json"], "none.json"),
         (["--reward", "money"], "the reward is one of tests, quality, combined"),
-        (["--evaluate", "nowhere"], "nowhere cannot be evaluated"),
+        (["--evaluate", "nowhere"], "cannot evaluate nowhere as a folder of train_dqn.py"),
         (["--max_rules", 1], "no program of up to 0 rules"),
         (["--grammar", "none.txt"], "--grammar none.txt cannot be read"),
         (["--output_dir", "README.md"], "cannot write to --output_dir README.md"),

@@ -756,7 +756,7 @@ def test_completions_that_are_not_json(folder):
     assert "given.jsonl, line 2: JSONDecodeError" in refusal(
         folder, "--completions_path", folder / "given.jsonl"
     )
-    assert "absent, line 1: No such file" in refusal(folder, "--completions_path", folder / "absent")
+    assert "absent: No such file" in refusal(folder, "--completions_path", folder / "absent")
 
 
 @settings(max_examples=100, deadline=None)

@@ -560,3 +560,11 @@ def test_target_modules_that_the_model_lacks(trained, tmp_path):
     done = run_script("train_sft_lora.py", *flags, "--target_modules", "c_attn c_proj")
     assert done.returncode == 1
     assert "all-linear suits every model" in done.stderr and "c_attn" in done.stderr
+
+
+def test_an_adapter_is_not_taken_for_a_model(trained, tmp_path):
+    """transformers would load its base with it, and training would begin a new adapter beside it."""
+    flags = ["--train_path", trained / "train.jsonl", "--output_dir", tmp_path / "new"]
+    done = run_script("train_sft_lora.py", *flags, "--model_name", trained / "sft")
+    assert done.returncode == 1 and "the base model is an adapter; merge_lora.py" in done.stderr
+    assert not (tmp_path / "new/adapter_model.safetensors").exists()

@@ -175,8 +175,15 @@ def test_mbpp_is_also_tested_on_all_of_humaneval(copy):
     assert {flags["exp_name"].partition("_mbpp_")[0] for flags in evaluated} == {"deepseek_1_3b"}
 
 
+def test_own_tasks_need_no_humaneval(copy):
+    """Nor does a run of the profile smol write into the published results."""
+    calls = calls_of(copy, "GRPO", DATA="data/mini", **SMOL)
+    folders = {flags_of(call).get("results_dir") for call in calls if not call[0].startswith("data/")}
+    assert folders == {"results/mbpp_smol", None} and ["data/prepare_humaneval.py"] not in calls
+
+
 def test_dev_split_leaves_the_test_files_alone(copy):
-    folders = {"tiny": "results/dev", "deepseek": "results/mbpp/dev", "smol": "results/smol/dev"}
+    folders = {"tiny": "results/dev", "deepseek": "results/mbpp/dev", "smol": "results/mbpp_smol/dev"}
     for values in {"PROFILE": "tiny"}, MBPP, SMOL:
         calls = calls_of(copy, "GRPO", SPLIT="dev", **values)
         evaluated = [flags_of(call) for call in calls if call[0] == "eval_humaneval.py"]
@@ -211,7 +218,7 @@ def test_smol_samples_equally_many_completions_for_each_method(copy):
                 sampled[name] = updates * flags["batch_size"] * flags.get("samples_per_task", 1)
             names += (
                 [flags["exp_name"]]
-                if flags.get("results_dir") == "results/smol" and "exp_name" in flags
+                if flags.get("results_dir") == "results/mbpp_smol" and "exp_name" in flags
                 else []
             )
             assert flags.get("max_new_tokens", 160) in (160, "160")
@@ -361,7 +368,7 @@ def test_smol_runs(copy, model):
         done = run_script(*command, cwd=copy)
         assert done.returncode == 0, done.stderr
     for name in "base", "sft", "grpo_dapo":
-        metrics = json.loads((copy / f"results/smol/dev/smol_{name}_metrics.json").read_text())
+        metrics = json.loads((copy / f"results/mbpp_smol/dev/smol_{name}_metrics.json").read_text())
         assert metrics["num_tasks"] == 2
     logs = copy.glob("checkpoints/*/samples.jsonl")
     sampled = {log.parent.name.removeprefix("smol_lora_"): len(log.read_text().splitlines()) for log in logs}
