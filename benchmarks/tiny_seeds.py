@@ -202,7 +202,7 @@ def run_all(pool, methods, seeds, out, test):
     """Base, SFT, then what starts from SFT, then what starts from that."""
     evaluate("data/tiny_coder", "base", out, test)
     chosen = {"sft", *methods}
-    wanted = [name for name in configurations() if name in chosen or name.split("_")[0] in chosen]
+    wanted = [name for name in configurations() if name in chosen or name.split("_")[0] in methods]
     for start in (None,), ("sft",), set(START.values()) - {None}:
         names = [name for name in wanted if START.get(name, "sft") in start]
         jobs = [(name, seed, out, test) for seed in seeds for name in names]
@@ -288,11 +288,13 @@ def best(results: dict, *methods: str) -> str | None:
 def comparisons(results):
     """{question: [(one, two)]}, of runs with a seed in common."""
     names = list(configurations())
-    asked = {"Is it better than SFT?": [(name, "sft") for name in names[1:]]}
+    asked = {"Is it better than SFT?": [(name, "sft") for name in names if not name.startswith("sft")]}
     for question, parts in QUESTIONS.items():
         asked[question] = [(name, name.replace(*pair)) for pair in parts for name in names if pair[0] in name]
+    higher = "sft_lr1e-3"
+    asked["SFT with a higher learning rate, or SFT?"] = [(higher, "sft")]
     asked["Best of REINFORCE and PPO, or SFT with a higher learning rate?"] = [
-        (best(results, "rl", "ppo"), "sft_lr1e-3")
+        (best(results, "rl", "ppo"), higher)
     ]
     asked["Best PPO, or best REINFORCE?"] = [(best(results, "ppo"), best(results, "rl"))]
     equal = {name: runs for name, runs in results.items() if "rounds1_15" in name}
@@ -474,7 +476,7 @@ if __name__ == "__main__":
     parser.add_argument("--table", type=Path, help="file to write, otherwise results/tiny/seeds*.md")
     parser.add_argument("--test", default=TEST, help="task file to evaluate on")
     parser.add_argument(
-        "--methods", nargs="+", default=["rl", "ppo", "ac", "grpo", "dpo"], help="run after SFT"
+        "--methods", nargs="+", default=["sft", "rl", "ppo", "ac", "grpo", "dpo"], help="besides SFT"
     )
     parser.add_argument("--summary_only", action="store_true", help="run nothing")
     parser.add_argument("--redraw", action="store_true", help="only draw the picture again, from the .jsonl")

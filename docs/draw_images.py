@@ -96,6 +96,7 @@ def read_runs():
 METHODS = {  # a configuration of benchmarks/tiny_seeds.py for each, as in docs/results.md
     "base": "base",
     "sft": "SFT",
+    "sft_lr1e-3": "SFT, learning rate 1e-3",
     "dpo_once": "DPO, 3,200 completions",
     "grpo_dapo_rounds1_15x4": "GRPO, 480",
     "grpo_dapo_rounds1_60": "GRPO, 1,920",
