@@ -13,7 +13,7 @@ from pathlib import Path
 from tiny_seeds import ROOT, comparison_rows, markdown_table, read_run, score_row
 
 FOLDER = ROOT / "results/smol"
-COMPLETIONS = 23 * 64  # sampled by each run of reinforcement learning
+SAMPLED = {"sft": 0, "dpo": 27 * 54}  # completions; of all others: 23 * 64
 
 
 def read_seeds(folder):
@@ -22,12 +22,15 @@ def read_seeds(folder):
     for path in sorted(Path(folder).glob("smol_*_s[0-9]*_per_task.jsonl")):
         name, seed = path.stem.removeprefix("smol_").removesuffix("_per_task").rsplit("_s", 1)
         results[name][int(seed)] = read_run(path)
-    return dict(sorted(results.items(), key=lambda item: item[0] != "sft"))
+    # Most seeds first, and of those SFT.
+    return dict(sorted(results.items(), key=lambda item: (-len(item[1]), item[0] != "sft")))
 
 
 def summary(results):
     """The whole text of the table's file."""
-    sampled = {(name, s): 0 if name == "sft" else COMPLETIONS for name, runs in results.items() for s in runs}
+    sampled = {}
+    for name, runs in results.items():
+        sampled |= {(name, seed): SAMPLED.get(name.split("_")[0], 23 * 64) for seed in runs}
     head = ["configuration", "raw pass@1 (%)", "truncated (%)", "length (tokens)", "sampled", "seeds"]
     scores = markdown_table(head, *(score_row(name, runs, sampled) for name, runs in results.items()))
     pairs = [(two, one) for one, two in combinations(results, 2) if results[one].keys() & results[two].keys()]
