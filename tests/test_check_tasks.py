@@ -80,7 +80,7 @@ def test_each_mistake_is_named(tmp_path):
         "my/leak: its prompt holds the solution",
         "my/object: its reference fails: exception: TypeError('cannot pass C to the candidate')",
         f"my/twin: 100% of the 8-grams of test task exam/1 in {tmp_path}/exam.jsonl are in it",
-        "a constant answer, the best of each task, passes 44.4% of the tests in the mean",
+        "a constant answer, the best of each task, passes 44.4% of the tests on average",
         f"2 of 13 tasks are fine, 11 are not (compared with {tmp_path}/exam.jsonl)",
     ]
     assert sorted(out) == sorted(expected)
@@ -104,7 +104,7 @@ def test_rates_of_constant_answers(tmp_path):
     assert code == 0 and out == [
         "my/script: 0.75 of its tests pass for print 'YES'",
         "my/even: 0.50 of its tests pass for return True",
-        "a constant answer, the best of each task, passes 62.5% of the tests in the mean",
+        "a constant answer, the best of each task, passes 62.5% of the tests on average",
         "2 of 2 tasks are fine (compared with no evaluation file)",
     ]
 
