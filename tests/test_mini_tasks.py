@@ -110,8 +110,6 @@ def test_tasks_look_like_humaneval():
 def test_references_pass_and_stubs_fail(sandbox, side):
     tasks = SPLITS[side]
     preflight(sandbox, tasks)  # raises unless all references pass and all cheats fail
-    outcomes = [result.outcome for result in score(sandbox, tasks, [reference(task) for task in tasks])]
-    assert outcomes == ["passed"] * len(tasks)
     stubs = score(sandbox, tasks, ["\n    return None\n"] * len(tasks))
     assert not any(result.outcome == "passed" for result in stubs)
 
