@@ -8,22 +8,23 @@ Prints  what it writes; the statistics are those of benchmarks/tiny_seeds.py
 
 from collections import defaultdict
 from itertools import combinations
-from pathlib import Path
 
 from tiny_seeds import ROOT, comparison_rows, markdown_table, read_run, score_row
 
 FOLDER = ROOT / "results/smol"
-SAMPLED = {"sft": 0, "dpo": 27 * 54}  # completions; of all others: 23 * 64
+SAMPLED = {"base": 0, "sft": 0, "sft3": 0, "dpo": 27 * 54}  # completions; of all others: 23 * 64
 
 
 def read_seeds(folder):
-    """{name: {seed: (3, tasks)}} of the runs whose names end in a seed."""
+    """{name: {seed: (3, tasks)}} of the runs whose names end in a seed; base is the same for all."""
     results = defaultdict(dict)
-    for path in sorted(Path(folder).glob("smol_*_s[0-9]*_per_task.jsonl")):
+    for path in sorted(folder.glob("smol_*_s[0-9]*_per_task.jsonl")):
         name, seed = path.stem.removeprefix("smol_").removesuffix("_per_task").rsplit("_s", 1)
         results[name][int(seed)] = read_run(path)
-    # Most seeds first, and of those SFT.
-    return dict(sorted(results.items(), key=lambda item: (-len(item[1]), item[0] != "sft")))
+    results["base"] = dict.fromkeys(results["sft"], read_run(folder / "smol_base_per_task.jsonl"))
+    # Most seeds first, and of those base and SFT.
+    order = {"base": 0, "sft": 1}
+    return dict(sorted(results.items(), key=lambda item: (-len(item[1]), order.get(item[0], 2))))
 
 
 def summary(results):
@@ -31,8 +32,11 @@ def summary(results):
     sampled = {}
     for name, runs in results.items():
         sampled |= {(name, seed): SAMPLED.get(name.split("_")[0], 23 * 64) for seed in runs}
+    once = {"base": {42: results["base"][42]}}
     head = ["configuration", "raw pass@1 (%)", "truncated (%)", "length (tokens)", "sampled", "seeds"]
-    scores = markdown_table(head, *(score_row(name, runs, sampled) for name, runs in results.items()))
+    scores = markdown_table(
+        head, *(score_row(name, runs, sampled) for name, runs in (results | once).items())
+    )
     pairs = [(two, one) for one, two in combinations(results, 2) if results[one].keys() & results[two].keys()]
     head = ["difference", "points", "95 % interval", "seeds alone", "stopping", "solving", "seeds", "verdict"]
     compared = markdown_table(head, *(row for pair in pairs for row in comparison_rows(results, [pair])))

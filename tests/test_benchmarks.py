@@ -356,7 +356,8 @@ def test_the_table_of_smollm2_is_that_of_its_rows():
     assert smol_seeds.summary(results) == (folder / "seeds.md").read_text()
     for name, runs in results.items():
         for seed, tasks in runs.items():
-            metrics = json.loads((folder / f"smol_{name}_s{seed}_metrics.json").read_text())
+            run = name if name == "base" else f"{name}_s{seed}"
+            metrics = json.loads((folder / f"smol_{run}_metrics.json").read_text())
             assert tasks.shape == (3, 500) and metrics["num_pass"] == tasks[0].sum() / 100
     assert len(results["sft"]) >= 3
 
