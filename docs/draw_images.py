@@ -106,21 +106,54 @@ METHODS = {  # a configuration of benchmarks/tiny_seeds.py for each, as in docs/
 }
 
 
+SMOL_METHODS = {  # a configuration of results/smol/seeds.md for each, as in docs/results.md
+    "base": "base",
+    "sft": "SFT",
+    "sft3": "SFT, three epochs",
+    "sft_lr1e-3": "SFT, learning rate 1e-3",
+    "dpo_solvable": "DPO",
+    "rl_solvable": "REINFORCE",
+    "grpo_solvable": "GRPO",
+    "grpo_lr1e-3": "GRPO from SFT with 1e-3",
+    "ppo_solvable": "PPO",
+    "ac_solvable": "PPO with a critic",
+}
+
+
+def draw_seeds(ax, scores):
+    """A dot for each seed and a line for their mean, for each method a row."""
+    for place, values in enumerate(scores):
+        ax.plot(values, [place] * len(values), "o", color="C0", alpha=0.45, markersize=5)
+        ax.plot([np.mean(values)] * 2, [place - 0.3, place + 0.3], color="C1", linewidth=2)
+    ax.grid(alpha=0.3, axis="x")
+    ax.spines[["top", "right"]].set_visible(False)
+
+
 def draw_methods(path):
-    """pass@1 of each method: a dot for each seed, a line for their mean."""
+    """pass@1 of each method on the tiny model."""
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True, layout="constrained")
     for ax, name, title in zip(axes, ("seeds", "seeds_mini_hard_test"), ("test tasks", "hard tasks")):
         lines = (ROOT / f"results/tiny/{name}.jsonl").read_text(encoding="utf-8").splitlines()
         rows = list(map(json.loads, lines))
-        for place, method in enumerate(METHODS):
-            passed = [row["passed"] for row in rows if row["name"] == method]
-            scores = [100 * each.count("1") / len(each) for each in passed]
-            ax.plot(scores, [place] * len(scores), "o", color="C0", alpha=0.45, markersize=5)
-            ax.plot([np.mean(scores)] * 2, [place - 0.3, place + 0.3], color="C1", linewidth=2)
+        passed = [[row["passed"] for row in rows if row["name"] == method] for method in METHODS]
+        draw_seeds(ax, [[100 * each.count("1") / len(each) for each in seeds] for seeds in passed])
         ax.set(title=title, xlabel="pass@1 as generated (%)", xlim=(-2, 102))
-        ax.grid(alpha=0.3, axis="x")
-        ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(METHODS)), METHODS.values())
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_smol_methods(path):
+    """How many of MBPP's 500 test tasks each method solves with SmolLM2; base also truncated, a circle."""
+    figure, ax = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
+    folder = ROOT / "results/smol"
+    files = [[folder / "smol_base_metrics.json"]]
+    files += [sorted(folder.glob(f"smol_{name}_s[0-9]*_metrics.json")) for name in list(SMOL_METHODS)[1:]]
+    metrics = [[json.loads(path.read_text(encoding="utf-8")) for path in paths] for paths in files]
+    draw_seeds(ax, [[run["num_pass"] for run in runs] for runs in metrics])
+    ax.plot(metrics[0][0]["num_pass_truncated"], 0, "o", color="C0", markerfacecolor="none", markersize=5)
+    ax.set(xlabel="of 500 tasks solved", xlim=(-1, None))
+    ax.set_yticks(range(len(SMOL_METHODS)), SMOL_METHODS.values())
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -130,3 +163,4 @@ if __name__ == "__main__":
     for name, (panels, labels) in IMAGES.items():
         draw(panels, labels, runs, ROOT / f"docs/images/{name}.png")
     draw_methods(ROOT / "docs/images/methods.png")
+    draw_smol_methods(ROOT / "docs/images/smol_methods.png")

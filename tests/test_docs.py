@@ -162,13 +162,19 @@ def test_options_and_knobs_are_settings():
 
 
 def test_images_are_drawn_from_their_runs(tmp_path):
-    assert {path.stem for path in (ROOT / "docs/images").iterdir()} == {*draw_images.IMAGES, "methods"}
+    assert {path.stem for path in (ROOT / "docs/images").iterdir()} == {
+        *draw_images.IMAGES,
+        "methods",
+        "smol_methods",
+    }
     runs = draw_images.read_runs()
     draw_images.draw(*draw_images.IMAGES["weak_tests"], runs, tmp_path / "weak_tests.png")
     assert (tmp_path / "weak_tests.png").stat().st_size > 10_000
     assert all(labels.keys() <= runs.keys() for _, labels in draw_images.IMAGES.values())
     draw_images.draw_methods(tmp_path / "methods.png")
+    draw_images.draw_smol_methods(tmp_path / "smol_methods.png")
     assert (tmp_path / "methods.png").stat().st_size > 10_000
+    assert (tmp_path / "smol_methods.png").stat().st_size > 10_000
 
 
 def test_methods_side_by_side_have_the_figures_of_their_seeds():
@@ -185,6 +191,24 @@ def test_methods_side_by_side_have_the_figures_of_their_seeds():
     for row, method in zip(shown, draw_images.METHODS):
         raw, truncated, tokens, sampled, _ = measured[0][method]
         assert row[1:] == [sampled.removeprefix("0"), raw, truncated, measured[1][method][0], tokens]
+
+
+def test_methods_on_smollm2_have_the_figures_of_their_runs():
+    """The first table of SmolLM2 on the page of results, row by row; base solves some where it is cut."""
+    table = section("docs/results.md", "SmolLM2, a real model").split("\n\n")[2].splitlines()[2:]
+    shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    lines = (ROOT / "results/smol/seeds.md").read_text().splitlines()
+    measured = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:4] for line in lines[5:] if "|" in line}
+    assert len(shown) == len(draw_images.SMOL_METHODS)
+    for row, method in zip(shown, draw_images.SMOL_METHODS):
+        paths = sorted((ROOT / "results/smol").glob(f"smol_{method}_s[0-9]*_metrics.json"))
+        runs = [
+            json.loads(path.read_text()) for path in paths or [ROOT / "results/smol/smol_base_metrics.json"]
+        ]
+        counts = [run["num_pass"] for run in runs]
+        cut = [run["num_pass_truncated"] for run in runs]
+        assert list(map(int, re.findall(r"\d+", row[2]))) == counts + (cut if cut != counts else [])
+        assert [row[3].split(",")[0], row[4]] == [measured[method][0], measured[method][2]]
 
 
 def test_output_shown_on_the_page_on_evaluation():
