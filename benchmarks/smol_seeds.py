@@ -2,7 +2,8 @@
 
     python benchmarks/smol_seeds.py
 
-Reads   results/smol/smol_NAME_sSEED_per_task.jsonl. A seed is that of SFT and of the runs that start from it.
+Reads   results/smol/smol_NAME_sSEED_per_task.jsonl, and smol_base_per_task.jsonl. A seed is that of SFT and
+        of the runs that start from it.
 Prints  what it writes; the statistics are those of benchmarks/tiny_seeds.py
 """
 
